@@ -1,0 +1,5 @@
+"""Learning agents."""
+
+from isac_gym.agents.primal_dual import PrimalDual, PrimalDualConfig
+
+__all__ = ["PrimalDual", "PrimalDualConfig"]

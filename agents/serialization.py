@@ -1,0 +1,90 @@
+"""Saved agents and checkpoints: a zip archive of JSON and safetensors, nothing executable."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+import isac_gym
+
+__all__ = ["read_archive", "write_archive"]
+
+_FORMAT = "isac-gym agent"
+_FORMAT_VERSION = 1
+_META = "agent.json"
+_TENSORS = "tensors.safetensors"
+
+
+def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write an archive; the file appears whole or not at all.
+
+    Args:
+        path: Where to; missing folders are made.
+        meta: JSON-serialisable description.
+        tensors: Tensors by name.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    header = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "isac_gym": isac_gym.__version__,
+        **meta,
+    }
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(_META, json.dumps(header, indent=2))
+                archive.writestr(_TENSORS, tensors_to_bytes(held))
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read an archive written by :func:`write_archive`; executes nothing from it.
+
+    Args:
+        path: The file.
+        kind: Expected value of the description's ``kind``.
+
+    Returns:
+        Description and tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no such archive, is damaged, or is of another kind.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no such file: {source}")
+    try:
+        with zipfile.ZipFile(source) as archive:
+            meta = json.loads(archive.read(_META))
+            tensors = tensors_from_bytes(archive.read(_TENSORS))
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, SafetensorError) as error:
+        raise ValueError(f"{source}: not a saved isac-gym agent, or damaged ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        raise ValueError(f"{source}: not a saved isac-gym agent")
+    if meta.get("format_version") != _FORMAT_VERSION:
+        raise ValueError(
+            f"{source}: format_version must be {_FORMAT_VERSION}, got {meta.get('format_version')!r}"
+        )
+    if meta.get("kind") != kind:
+        raise ValueError(f"{source}: kind must be {kind!r}, got {meta.get('kind')!r}")
+    return meta, tensors

@@ -1,0 +1,81 @@
+"""Power control without optimisation: equal and random powers along fixed directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isac_gym.baselines.decoupled import DecoupledPolicy
+from isac_gym.physics.precoding import precoder_directions
+
+__all__ = ["EqualPower", "RandomPower"]
+
+
+class _FixedDirections(DecoupledPolicy):
+    def directions(self, channels: Tensor, noise_power: Tensor) -> Tensor:
+        """Directions of the scenario's ``precoder_directions``."""
+        scenario = self.scenario
+        return precoder_directions(
+            scenario.precoder_directions, channels, scenario.noise_power, scenario.comm_power
+        )
+
+    def _limited(self, name: str, value: float | None) -> float | None:
+        budget = self.scenario.comm_power
+        if value is not None and not 0.0 <= value <= budget:
+            raise ValueError(f"{name} must be None or a number in [0, {budget:g}] W, got {value!r}")
+        return value
+
+
+class EqualPower(_FixedDirections):
+    """The same power for every user.
+
+    Args:
+        env: Environment whose scenario the policy is for.
+        power: Power of each user in W; None shares the budget, P_C/K (under contention the one
+            active user gets all of it).
+
+    Raises:
+        ValueError: If ``power`` is outside [0, P_C].
+    """
+
+    def __init__(self, env: Any, power: float | None = None) -> None:
+        super().__init__(env)
+        self.power = self._limited("power", power)
+
+    def powers(self, channels: Tensor) -> Tensor:
+        """See :meth:`DecoupledPolicy.powers`."""
+        scenario = self.scenario
+        served = 1 if scenario.scheduling == "contention" else scenario.num_users
+        each = scenario.comm_power / served if self.power is None else self.power
+        return torch.full(channels.shape[:-1], each, device=channels.device)
+
+
+class RandomPower(_FixedDirections):
+    """Random powers, drawn anew for every observation.
+
+    Args:
+        env: Environment whose scenario the policy is for.
+        highest: Powers are uniform in [0, highest] W; None draws them uniform and scales them to
+            the budget.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If ``highest`` is outside [0, P_C].
+    """
+
+    def __init__(self, env: Any, highest: float | None = None, seed: int = 0) -> None:
+        super().__init__(env)
+        self.highest = self._limited("highest", highest)
+        self._rng = np.random.default_rng(seed)
+
+    def powers(self, channels: Tensor) -> Tensor:
+        """See :meth:`DecoupledPolicy.powers`."""
+        drawn = self._rng.random(channels.shape[:-1], dtype=np.float32)
+        if self.highest is None:
+            drawn *= self.scenario.comm_power / drawn.sum(-1, keepdims=True)
+        else:
+            drawn *= self.highest
+        return torch.from_numpy(drawn).to(channels.device)

@@ -1,0 +1,280 @@
+"""The Gymnasium environment ``ISAC-MISO-v0``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isac_gym.channels import (
+    ChannelModel,
+    ChannelProcess,
+    Complex,
+    Links,
+    default_channel_model,
+)
+from isac_gym.codec import checked_action
+from isac_gym.scenario import Scenario, resolve_scenario
+from isac_gym.system import ISACSystem, Outcome
+
+__all__ = ["ISACEnv", "outcome_info", "spaces_of"]
+
+Observation = npt.NDArray[np.float32]
+
+
+def spaces_of(system: ISACSystem) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Observation and action space of one environment.
+
+    Channels are unbounded; the observation space ends at the largest float32 so that checkers
+    that refuse infinite bounds accept it.
+    """
+    limit = float(np.finfo(np.float32).max)
+    return (
+        gym.spaces.Box(-limit, limit, (system.codec.observation_size,), np.float32),
+        gym.spaces.Box(-1.0, 1.0, (system.codec.action_size,), np.float32),
+    )
+
+
+def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
+    """The entries of ``info`` for a batch of n blocks, as arrays.
+
+    Costs have shape (n,); with one cell constraints, losses and powers have shape (n,) and
+    ``rates`` and ``sinr`` (n, K), with several cells (n, J) and (n, J, K).
+    """
+    constraints = outcome.constraints
+    stations = {
+        **{f"constraint_{name}": value for name, value in constraints.items()},
+        "beampattern_error": outcome.sensing.beampattern_error,
+        "cross_correlation": outcome.sensing.cross_correlation,
+        "comm_power": outcome.transmission.comm_power,
+    }
+    users = {"rates": outcome.rates, "sinr": outcome.sinr}
+    num, cells, count = outcome.rates.shape
+    # One tensor, because each copy to NumPy costs about as much as the arithmetic of an entry.
+    table = torch.cat(
+        [*stations.values(), *(value.view(num, -1) for value in users.values()), outcome.sum_rate[:, None]],
+        dim=1,
+    )
+    columns = table.cpu().numpy()
+    station_columns = columns[:, : cells * len(stations)]
+    user_columns = columns[:, cells * len(stations) : -1]
+    excess = np.maximum(station_columns[:, : cells * len(constraints)], 0.0)
+    info = {"cost": excess.sum(-1), "sum_rate": columns[:, -1]}
+    for index, name in enumerate(constraints):
+        info[f"cost_{name}"] = excess[:, index * cells : (index + 1) * cells].sum(-1)
+    for index, name in enumerate(stations):
+        value = station_columns[:, index * cells : (index + 1) * cells]
+        info[name] = value[:, 0] if cells == 1 else value
+    for index, name in enumerate(users):
+        value = user_columns[:, index * cells * count : (index + 1) * cells * count]
+        info[name] = value if cells == 1 else value.reshape(num, cells, count)
+    return info
+
+
+class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
+    """A base station that communicates and senses at the same time; one step is one block.
+
+    The observation is the channel matrix as the station knows it, the action a precoder (and a
+    radar waveform), the reward the spectral efficiency in bit/s/Hz. Constraints are reported in
+    ``info`` and never subtracted from the reward; see :mod:`isac_gym.wrappers` for other dialects.
+
+    Observation: ``float32`` (2·K·M,), ``concatenate([H.real.ravel(), H.imag.ravel()])`` with H of
+    shape (K, M_R + M_C) and row k = [f_k, g_k]; with J > 1 cells, H has shape (J, J, K, M) for
+    [station, cell, user, antenna].
+
+    Action: ``Box(-1, 1)``, communication part first, then radar part, then access variables; with
+    several cells, station after station.
+
+    =============== ====================================================================
+    part            meaning
+    =============== ====================================================================
+    ``power``       K entries: p_k = P_C·(a_k + 1)/2 along fixed directions
+    ``amplitude``   M_C·K entries: F = √P_C·a, shape (M_C, K)
+    ``beamforming`` 2·M_C·K entries: F = √P_C·(a_re + j·a_im), all real parts first
+    learned radar   2·M_R·r entries: V (M_R, r), all real parts first, rows then scaled
+                    to √(P_R/M_R); a zero row becomes a uniform one
+    contention      K entries: τ_k = 1 where a > 0
+    =============== ====================================================================
+
+    ``info`` after a step: ``cost`` and its parts ``cost_power``, ``cost_sensing``
+    (``cost_scheduling``), each the positive part of excess/limit; the signed
+    ``constraint_power``, ``constraint_sensing`` (``constraint_scheduling``), feasible where <= 0;
+    ``sum_rate``, ``rates`` and ``sinr`` (K,), ``beampattern_error``, ``cross_correlation``,
+    ``comm_power``.
+
+    Args:
+        scenario: A :class:`~isac_gym.scenario.Scenario`, the name of a preset, or None for the
+            default.
+        channel_model: How channels are drawn; None means Rayleigh, or Gauss-Markov if the
+            scenario has a Doppler frequency.
+        render_mode: ``"rgb_array"``, ``"human"`` or None.
+        **parameters: Fields of the scenario to change.
+
+    Raises:
+        TypeError: If a keyword is not a field of the scenario.
+        ValueError: If a value is not allowed, or the sensing threshold cannot be attained.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": 4,
+    }
+
+    def __init__(
+        self,
+        scenario: Scenario | str | None = None,
+        *,
+        channel_model: ChannelModel | None = None,
+        render_mode: str | None = None,
+        **parameters: Any,
+    ) -> None:
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(
+                f"render_mode must be None or one of {self.metadata['render_modes']}, "
+                f"got {render_mode!r}"
+            )
+        self.scenario = resolve_scenario(scenario, parameters)
+        self.system = ISACSystem(self.scenario)
+        self.channel_model = channel_model or default_channel_model(self.scenario)
+        self.render_mode = render_mode
+        self.observation_space, self.action_space = spaces_of(self.system)
+        self._process = ChannelProcess(self.channel_model, self.scenario, 1)
+        self._elapsed: int | None = None
+        self._outcome: Outcome | None = None
+        self._renderer: Any = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode with a fresh channel.
+
+        Args:
+            seed: Seed of all randomness, or None to go on with the current generator.
+            options: ``{"channels": H}`` starts from the given channels, complex (K, M) or, with
+                several cells, (J, J, K, M).
+
+        Returns:
+            Observation and an empty dictionary.
+
+        Raises:
+            ValueError: If the channels have another shape or are not finite.
+        """
+        super().reset(seed=seed)
+        given = (options or {}).get("channels")
+        if given is None:
+            self._process.start(self.np_random)
+        else:
+            self._process.place(self.np_random, _given_channels(given, self._process.links)[None])
+        self._elapsed = 0
+        self._outcome = None
+        if self.render_mode == "human":
+            self.render()
+        return self._observation(), {}
+
+    def step(
+        self, action: npt.ArrayLike
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Transmit for one block, then move to the next.
+
+        Args:
+            action: Array (A,) of real numbers within [-1, 1].
+
+        Returns:
+            Next observation, spectral efficiency in bit/s/Hz, False, whether the episode's
+            last block is over, and the entries described above.
+
+        Raises:
+            TypeError: If the action does not hold real numbers.
+            ValueError: If its shape differs, or an entry is NaN, infinite or outside [-1, 1].
+            gymnasium.error.ResetNeeded: Before the first reset.
+        """
+        if self._elapsed is None:
+            raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
+        checked = checked_action(action, (self.system.codec.action_size,))
+        with torch.inference_mode():
+            outcome = self.system.step(
+                torch.from_numpy(self._process.channels),
+                torch.from_numpy(checked)[None],
+                torch.from_numpy(self._process.estimates),
+            )
+            batch = outcome_info(outcome)
+        info = {
+            key: value[0].copy() if value.ndim > 1 else float(value[0])
+            for key, value in batch.items()
+        }
+        self._outcome = outcome
+        self._process.advance(self.np_random)
+        self._elapsed += 1
+        if self.render_mode == "human":
+            self.render()
+        truncated = self._elapsed >= self.scenario.episode_length
+        return self._observation(), info["sum_rate"], False, truncated, info
+
+    def _observation(self) -> Observation:
+        return self.system.codec.observation(self._process.estimates)[0]
+
+    @property
+    def channels(self) -> Complex:
+        """A copy of the true channels H of the current block, (K, M) or (J, J, K, M)."""
+        current = self._process.channels[0].copy()
+        return current[0, 0] if self.scenario.num_cells == 1 else current
+
+    def decode_action(self, action: npt.ArrayLike) -> tuple[Complex, Complex]:
+        """What an action means in the current block.
+
+        Args:
+            action: As in :meth:`step`.
+
+        Returns:
+            Precoder F (M_C, K) as transmitted, in √W, and radar covariance R (M_R, M_R), in W;
+            with several cells both have a leading station axis.
+
+        Raises:
+            TypeError: As in :meth:`step`.
+            ValueError: As in :meth:`step`.
+        """
+        checked = checked_action(action, (self.system.codec.action_size,))
+        with torch.no_grad():
+            sent = self.system.codec.decode(
+                torch.from_numpy(checked), torch.from_numpy(self._process.estimates[0])
+            )
+            precoders = sent.precoders.numpy()
+            covariance = (sent.streams @ sent.streams.mH).numpy()
+        if self.scenario.num_cells == 1:
+            return precoders[0], covariance[0]
+        return precoders, covariance
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """Draw the beampattern and the rates of the last block.
+
+        Returns:
+            uint8 image (height, width, 3) with ``render_mode="rgb_array"``, else None.
+        """
+        if self.render_mode is None:
+            gym.logger.warn("render() needs a render_mode: gym.make(..., render_mode='rgb_array')")
+            return None
+        if self._renderer is None:
+            from isac_gym.rendering import Renderer
+
+            self._renderer = Renderer(self.system, self.render_mode, self.metadata["render_fps"])
+        image: npt.NDArray[np.uint8] | None = self._renderer.draw(self._outcome)
+        return image
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _given_channels(channels: npt.ArrayLike, links: Links) -> Complex:
+    array = np.asarray(channels)
+    shape = links.shape[2:] if links.num_cells == 1 else links.shape
+    if array.shape != shape:
+        raise ValueError(f"options['channels'] must have shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("options['channels'] must be finite, got NaN or infinite entries")
+    return array.astype(np.complex64).reshape(links.shape)

@@ -1,0 +1,1 @@
+"""The experiments: one module a figure, each with its settings, its run and its plot."""

@@ -1,0 +1,352 @@
+r"""The sensing loss: beampattern error plus cross-correlation, by exact reductions.
+
+With the phase reference at the centre of the array a fixed unitary makes every steering vector
+real, so with S + jT = QᴴRQ the cross-correlation pattern is ãᵀSã' + j·ãᵀTã': two real products.
+The beampattern needs only the M lag sums of R. The literal L x L pattern is never held for a
+whole batch: blocks of it are made, reduced and, when gradients are wanted, differentiated while
+they are in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from isac_gym.physics.steering import (
+    angular_grid,
+    centred_real_steering,
+    desired_pattern,
+    realifying_unitary,
+    steering_vectors,
+)
+
+__all__ = ["SensingLoss", "SensingModel"]
+
+_TILES = 4
+_CPU_BLOCK = 64
+_GPU_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class SensingLoss:
+    """The two terms of the sensing loss and the pattern they come from.
+
+    Attributes:
+        beampattern: P(θ), shape (..., L), in W.
+        beampattern_error: L_r1, shape (...), in W².
+        cross_correlation: L_r2, shape (...), in W (``grid_abs``) or W² (the squared forms).
+    """
+
+    beampattern: Tensor
+    beampattern_error: Tensor
+    cross_correlation: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """L_r = L_r1 + L_r2, equation (10), shape (...)."""
+        return self.beampattern_error + self.cross_correlation
+
+
+class SensingModel:
+    """Sensing loss L_r(R) = L_r1 + L_r2 of a uniform linear array, equations (7), (9) and (10).
+
+    Args:
+        num_antennas: Radar antennas M.
+        spacing: Element spacing d/λ in wavelengths.
+        targets_deg: Target directions in degrees; one tuple, or one tuple a station. With several
+            tuples, inputs carry a station axis J before the matrix axes.
+        beam_width_deg: Beam width Δ in degrees.
+        cross_correlation: ``"grid_abs"``, ``"grid_sq"`` or ``"target_sq"``.
+        pattern_scale: Scale α of the desired pattern, or ``"optimal"``.
+        grid_deg: Directions in degrees, (L,), L >= 2, any spacing; default -90 ... 90 in steps
+            of 1 degree.
+        dtype: Real dtype of the constants.
+        device: Where the constants are.
+
+    Raises:
+        ValueError: If the grid has fewer than two directions, or one on which the desired pattern
+            of a station is zero throughout.
+    """
+
+    def __init__(
+        self,
+        num_antennas: int,
+        spacing: float,
+        targets_deg: Sequence[float] | Sequence[Sequence[float]],
+        beam_width_deg: float = 10.0,
+        *,
+        cross_correlation: Literal["grid_abs", "grid_sq", "target_sq"] = "grid_abs",
+        pattern_scale: float | Literal["optimal"] = 1.0,
+        grid_deg: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        grid = angular_grid() if grid_deg is None else grid_deg.to("cpu", torch.float64)
+        if grid.ndim != 1 or len(grid) < 2:
+            raise ValueError(f"grid_deg must hold at least two directions, got shape {tuple(grid.shape)}")
+        groups = [
+            tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in targets_deg
+        ]
+        self.per_station = any(isinstance(entry, Sequence) for entry in targets_deg)
+        if not self.per_station:
+            groups = [tuple(angle for group in groups for angle in group)]
+        self.num_antennas = num_antennas
+        self.spacing = spacing
+        self.cross_correlation_form = cross_correlation
+        self.pattern_scale = pattern_scale
+        self.grid_deg = grid
+        self.targets_deg = tuple(groups)
+
+        def constant(value: Tensor) -> Tensor:
+            real = value.real.dtype == value.dtype
+            return value.to(device, dtype if real else dtype.to_complex())
+
+        desired = torch.stack([desired_pattern(grid, group, beam_width_deg) for group in groups])
+        if not desired.any(-1).all():
+            raise ValueError(
+                f"beam_width_deg must be wide enough for every desired beam to hold a direction of "
+                f"the grid, got {beam_width_deg!r}"
+            )
+        self.desired = constant(desired if self.per_station else desired[0])
+
+        if pattern_scale != "optimal":
+            self._wanted = pattern_scale * self.desired
+
+        steering = steering_vectors(grid, num_antennas, spacing)
+        real_steering = constant(centred_real_steering(grid, num_antennas, spacing))
+        # A single matrix is bound by the number of operations, a batch by the arithmetic.
+        self._plans = (_PairPlan(real_steering, 1), _PairPlan(real_steering, _TILES))
+        self._unitary = constant(realifying_unitary(num_antennas))
+        self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
+        self._lags, self._lag_pattern = map(constant, _lag_maps(grid, num_antennas, spacing))
+        self._gram = constant(steering.mT @ steering.conj())
+        self._pairs = 2.0 / (len(grid) * (len(grid) - 1))
+        if cross_correlation == "target_sq":
+            self._target_steering = [
+                constant(steering_vectors(group, num_antennas, spacing)) for group in groups
+            ]
+
+    def beampattern(self, covariance: Tensor) -> Tensor:
+        """Transmit beampattern P(θ) = aᴴ(θ) R a(θ) on the grid.
+
+        Args:
+            covariance: Hermitian R, complex, shape (..., M, M), in W.
+
+        Returns:
+            Real tensor (..., L), in W.
+        """
+        flat = torch.view_as_real(covariance.resolve_conj()).flatten(-3)
+        return flat @ self._lags @ self._lag_pattern
+
+    def beampattern_error(self, pattern: Tensor) -> Tensor:
+        """Beampattern error L_r1, equation (7), from the pattern.
+
+        With ``pattern_scale="optimal"`` the scale is α = <d, P> / <d, d>, the minimiser over
+        α >= 0.
+
+        Args:
+            pattern: P(θ), shape (..., L), in W (station axis before L if there are several).
+
+        Returns:
+            Real tensor (...), in W².
+        """
+        if self.pattern_scale == "optimal":
+            scale = (self.desired * pattern).sum(-1) / self.desired.sum(-1)
+            wanted = scale.clamp_min(0.0)[..., None] * self.desired
+        else:
+            wanted = self._wanted
+        return (wanted - pattern).square().mean(-1)
+
+    def cross_correlation(self, covariance: Tensor, pattern: Tensor | None = None) -> Tensor:
+        """Cross-correlation term L_r2, equation (9) or one of its squared forms.
+
+        Args:
+            covariance: Hermitian R, complex, shape (..., M, M), in W.
+            pattern: P(θ) if it is at hand, shape (..., L); only ``grid_sq`` uses it.
+
+        Returns:
+            Real tensor (...), in W or W².
+        """
+        if self.cross_correlation_form == "grid_abs":
+            rotated = self._unitary_adjoint @ covariance @ self._unitary
+            plan = self._plans[rotated.numel() > self.num_antennas**2]
+            if not (torch.is_grad_enabled() and rotated.requires_grad):
+                return self._pairs * _pairwise_magnitude(rotated, plan, want_gradient=False)[0]
+            return self._pairs * _PairwiseMagnitude.apply(rotated, plan)  # type: ignore[no-any-return, no-untyped-call]
+        if self.cross_correlation_form == "grid_sq":
+            if pattern is None:
+                pattern = self.beampattern(covariance)
+            product = covariance @ self._gram
+            trace = (product * product.mT).real.sum((-2, -1))
+            return 0.5 * self._pairs * (trace - pattern.square().sum(-1))
+        return self._target_correlation(covariance)
+
+    def _target_correlation(self, covariance: Tensor) -> Tensor:
+        terms = []
+        stations = covariance.unbind(-3) if self.per_station else (covariance,)
+        for matrix, steering in zip(stations, self._target_steering, strict=True):
+            count = len(steering)
+            correlation = steering.conj() @ matrix @ steering.mT
+            squares = correlation.real.square() + correlation.imag.square()
+            terms.append(
+                squares.triu(1).sum((-2, -1)) * (2.0 / (count * (count - 1)) if count > 1 else 0.0)
+            )
+        return torch.stack(terms, -1) if self.per_station else terms[0]
+
+    def __call__(self, covariance: Tensor) -> SensingLoss:
+        """Sensing loss of a batch of covariances.
+
+        Args:
+            covariance: Hermitian R, complex, shape (..., M, M) or, with targets by station,
+                (..., J, M, M), in W.
+
+        Returns:
+            The loss terms, with the leading dimensions of the input.
+
+        Raises:
+            ValueError: If the matrix axes are not M x M.
+        """
+        if covariance.shape[-2:] != (self.num_antennas, self.num_antennas):
+            raise ValueError(
+                f"covariance must have shape (..., {self.num_antennas}, {self.num_antennas}), "
+                f"got {tuple(covariance.shape)}"
+            )
+        pattern = self.beampattern(covariance)
+        return SensingLoss(
+            beampattern=pattern,
+            beampattern_error=self.beampattern_error(pattern),
+            cross_correlation=self.cross_correlation(covariance, pattern),
+        )
+
+
+def _lag_maps(grid_deg: Tensor, num_antennas: int, spacing: float) -> tuple[Tensor, Tensor]:
+    """Linear maps from (Re R, Im R) to the lag sums of R, and from those to the beampattern.
+
+    P(θ) = (1/M) Σ_{p,q} R_pq e^{j2π(d/λ)(q-p) sin θ} = (1/M) [ρ_0 + 2 Σ_n (Re ρ_n cos - Im ρ_n sin)]
+    with the lag sums ρ_n = Σ_p R_{p,p+n}. Both triangles are read, each with half weight, so that
+    the map is right for any R of which the Hermitian part is meant.
+    """
+    size = num_antennas
+    lags = torch.zeros(size, size, 2, 2 * size - 1, dtype=torch.float64)
+    for row in range(size):
+        for column in range(size):
+            lag = abs(column - row)
+            if lag == 0:
+                lags[row, column, 0, 0] = 1.0
+                continue
+            lags[row, column, 0, 2 * lag - 1] = 0.5
+            lags[row, column, 1, 2 * lag] = 0.5 if column > row else -0.5
+    phase = (2.0 * math.pi * spacing * torch.sin(torch.deg2rad(grid_deg)))[None, :] * torch.arange(
+        1, size, dtype=torch.float64
+    )[:, None]
+    pattern = torch.ones(2 * size - 1, len(grid_deg), dtype=torch.float64)
+    pattern[1::2] = 2.0 * torch.cos(phase)
+    pattern[2::2] = -2.0 * torch.sin(phase)
+    return lags.flatten(0, 2), pattern / size
+
+
+class _PairPlan:
+    """The pairs l < m of a grid, cut into strips of rows, with all that does not depend on R.
+
+    Args:
+        steering: Real steering vectors (L, M).
+        count: Number of strips.
+    """
+
+    def __init__(self, steering: Tensor, count: int) -> None:
+        length, self.size = steering.shape
+        # Strips of about equal area of the triangle above the diagonal.
+        edges = [round(length * (1.0 - math.sqrt(1.0 - i / count))) for i in range(count)]
+        bounds = [(low, high) for low, high in itertools.pairwise([*edges, length]) if high > low]
+        columns = steering.t().contiguous()
+        self.tiles = []
+        for low, high in bounds:
+            above = torch.ones_like(steering[:1, :1]).expand(high - low, length - low).triu(1)
+            self.tiles.append((steering[low:high], columns[:, low:], above.flatten()))
+        self.rows = max(high - low for low, high in bounds)
+        self.area = max((high - low) * (length - low) for low, high in bounds)
+
+
+class _PairwiseMagnitude(torch.autograd.Function):
+    """Σ_{l<m} abs(ã_lᵀ Z ã_m) for complex Z (..., M, M) and real ã (L, M).
+
+    The gradient is formed with the value, block by block; where a magnitude is zero its
+    subgradient 0 is taken.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrices: Tensor, plan: _PairPlan) -> Tensor:
+        value, gradient = _pairwise_magnitude(matrices, plan, ctx.needs_input_grad[0])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad_outputs[0][..., None, None] * gradient, None
+
+
+def _pairwise_magnitude(
+    matrices: Tensor, plan: _PairPlan, want_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Value (...) and, if wanted, gradient (..., M, M) of the sum over pairs."""
+    size = plan.size
+    stacked = torch.view_as_real(matrices.resolve_conj()).reshape(-1, size, size, 2)
+    stacked = stacked.permute(3, 0, 1, 2).contiguous()
+    batch = stacked.shape[1]
+    if batch == 1 and not want_gradient and len(plan.tiles) == 1:
+        left, right, above = plan.tiles[0]
+        parts = torch.mm((left @ stacked).view(-1, size), right)
+        parts.mul_(parts)
+        real, imaginary = parts.chunk(2)
+        value = real.add_(imaginary).sqrt_().view(-1).dot(above)
+        return value.view(matrices.shape[:-2]), None
+    block = min(batch, _CPU_BLOCK if stacked.device.type == "cpu" else _GPU_BLOCK)
+    # One workspace for all blocks: fresh memory for each would cost more than the arithmetic.
+    rows_space = stacked.new_empty(2 * block * plan.rows * size)
+    tile_space = stacked.new_empty(2 * block * plan.area)
+    magnitude_space = stacked.new_empty(block * plan.area) if want_gradient else tile_space
+    value = stacked.new_zeros(batch)
+    gradient = torch.zeros_like(stacked) if want_gradient else None
+
+    for start in range(0, batch, block):
+        part = stacked[:, start : start + block]
+        count = part.shape[1]
+        for left, right, above in plan.tiles:
+            height, width = left.shape[0], right.shape[1]
+            area = height * width
+            rows = rows_space[: 2 * count * height * size].view(2, count, height, size)
+            torch.matmul(left, part, out=rows)
+            flat = tile_space[: 2 * count * area]
+            torch.mm(rows.view(-1, size), right, out=flat.view(-1, width))
+            tile = flat.view(2, count, area)
+            if gradient is None:
+                tile.mul_(tile)
+                magnitude = tile[0].add_(tile[1]).sqrt_()
+            else:
+                magnitude = magnitude_space[: count * area].view(count, area)
+                torch.mul(tile[0], tile[0], out=magnitude)
+                magnitude.addcmul_(tile[1], tile[1]).sqrt_()
+            value[start : start + count] += magnitude.mv(above)
+            if gradient is not None:
+                magnitude.reciprocal_().nan_to_num_(posinf=0.0)
+                tile.mul_(magnitude)
+                tile.view(2, count, height, width)[..., :height].mul_(
+                    above.view(height, width)[:, :height]
+                )
+                torch.mm(flat.view(-1, width), right.t(), out=rows.view(-1, size))
+                gradient[:, start : start + count] += left.t() @ rows
+    merged = None
+    if gradient is not None:
+        merged = torch.view_as_complex(gradient.permute(1, 2, 3, 0).contiguous())
+        merged = merged.view(matrices.shape)
+    return value.view(matrices.shape[:-2]), merged

@@ -1,0 +1,370 @@
+"""The scenario: every parameter of the system model, with its unit, validated.
+
+A :class:`Scenario` is immutable and hashable. It imports neither torch nor SciPy; the only check
+that needs them, whether the sensing threshold can be reached at all, is made by
+:meth:`Scenario.check_attainable`, which every environment calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
+
+__all__ = [
+    "PRESETS",
+    "Control",
+    "CrossCorrelation",
+    "PowerLimit",
+    "PrecoderDirections",
+    "Radar",
+    "Scenario",
+    "Scheduling",
+    "resolve_scenario",
+]
+
+Control: TypeAlias = Literal["power", "amplitude", "beamforming"]
+PrecoderDirections: TypeAlias = Literal["mrt", "zf", "rzf"]
+Radar: TypeAlias = Literal["learned", "fixed"]
+PowerLimit: TypeAlias = Literal["project", "cost"]
+Scheduling: TypeAlias = Literal["all", "contention"]
+CrossCorrelation: TypeAlias = Literal["grid_abs", "grid_sq", "target_sq"]
+Angles: TypeAlias = tuple[float, ...]
+
+GRID_STEP_DEG: Final = 1.0
+"""Spacing of the angular grid in degrees; -90 ... 90 gives L = 181 directions."""
+
+
+def _fail(name: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _integer(name: str, value: object, minimum: int) -> int:
+    allowed = f"an integer >= {minimum}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise _fail(name, value, allowed)
+    if value < minimum:
+        raise _fail(name, value, allowed)
+    return int(value)
+
+
+def _real(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _fail(name, value, allowed)
+    number = float(value)
+    if not math.isfinite(number) or not test(number):
+        raise _fail(name, value, allowed)
+    return number
+
+
+def _choice(name: str, value: object, alias: Any) -> Any:
+    options = get_args(alias)
+    if not isinstance(value, str) or value not in options:
+        raise _fail(name, value, "one of " + ", ".join(repr(option) for option in options))
+    return value
+
+
+def _angles(name: str, value: object) -> Angles:
+    allowed = "a non-empty sequence of distinct angles within [-90, 90] degrees"
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise _fail(name, value, allowed)
+    angles = tuple(_real(name, angle, allowed, lambda a: -90.0 <= a <= 90.0) for angle in value)
+    if not angles or len(set(angles)) != len(angles):
+        raise _fail(name, value, allowed)
+    return angles
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """All parameters of the ISAC downlink, in the units given here.
+
+    The defaults are the preset ``"paper"``: one base station, K = 5 users, 12 + 12 antennas and
+    targets at -70, 0 and 40 degrees.
+
+    Attributes:
+        num_users: Single-antenna users K a cell.
+        num_comm_antennas: Communication antennas M_C of a base station.
+        num_radar_antennas: Radar antennas M_R of a base station.
+        antenna_spacing: Element spacing of the uniform linear array, in wavelengths.
+        target_angles_deg: Target directions in degrees within [-90, 90]; with several cells either
+            one set for all stations or one set a station.
+        beam_width_deg: Width of the desired beam around each target, in degrees. A beam that
+            falls between two directions of the 1-degree grid is an error.
+        comm_power: Communication power budget P_C of a station, in W.
+        radar_power: Radar power P_R of a station, in W, split evenly over its radar antennas.
+        snr_db: P_C / N0 in dB; defines the noise power N0.
+        sensing_threshold: Largest allowed sensing loss (epsilon in equation (10)).
+        cross_correlation: Form of the cross-correlation term: ``"grid_abs"`` is equation (9),
+            ``"grid_sq"`` squares it, ``"target_sq"`` squares it over pairs of target directions.
+        pattern_scale: Scale alpha of the desired pattern: a positive number, or ``"optimal"`` for
+            the value that minimises the beampattern error.
+        control: What the communication part of an action means: ``"power"`` (K powers along
+            fixed directions), ``"amplitude"`` (real M_C x K weights) or ``"beamforming"``
+            (complex M_C x K weights).
+        precoder_directions: Directions for ``control="power"``.
+        radar: ``"learned"``: the action holds the radar streams; ``"fixed"``: the station uses
+            the covariance with the smallest sensing loss.
+        radar_streams: Radar streams r <= M_R; None means M_R.
+        power_limit: ``"project"`` scales the transmitted power down to the budget, ``"cost"``
+            transmits as asked and reports the excess as a cost.
+        scheduling: ``"all"`` serves every user; ``"contention"`` makes the access variables part
+            of the action, and only a block with exactly one active user succeeds.
+        doppler: Normalised Doppler frequency (Doppler frequency times block duration) of the
+            Gauss-Markov fading process; None makes the blocks independent.
+        csi_error_variance: Variance of the error of the observed channel estimate, relative to
+            the mean power of the link. 0 is perfect channel knowledge.
+        num_cells: Base stations J, each with its own K users.
+        intercell_gain: Mean power of a path from a station to a user of another cell.
+        episode_length: Coherence blocks an episode, which ends by truncation.
+
+    Raises:
+        ValueError: If a value is not allowed; the message names field, value and what is allowed.
+    """
+
+    num_users: int = 5
+    num_comm_antennas: int = 12
+    num_radar_antennas: int = 12
+    antenna_spacing: float = 0.5
+    target_angles_deg: Angles | tuple[Angles, ...] = (-70.0, 0.0, 40.0)
+    beam_width_deg: float = 10.0
+    comm_power: float = 1.0
+    radar_power: float = 2.5
+    snr_db: float = 10.0
+    sensing_threshold: float = 0.12
+    cross_correlation: CrossCorrelation = "grid_abs"
+    pattern_scale: float | Literal["optimal"] = 1.0
+    control: Control = "beamforming"
+    precoder_directions: PrecoderDirections = "mrt"
+    radar: Radar = "learned"
+    radar_streams: int | None = None
+    power_limit: PowerLimit = "project"
+    scheduling: Scheduling = "all"
+    doppler: float | None = None
+    csi_error_variance: float = 0.0
+    num_cells: int = 1
+    intercell_gain: float = 0.1
+    episode_length: int = 10
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        for name, minimum in (
+            ("num_users", 1),
+            ("num_comm_antennas", 1),
+            ("num_radar_antennas", 1),
+            ("num_cells", 1),
+            ("episode_length", 1),
+        ):
+            put(name, _integer(name, getattr(self, name), minimum))
+        for name in ("antenna_spacing", "comm_power", "radar_power", "sensing_threshold"):
+            put(name, _real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
+        for name in ("csi_error_variance", "intercell_gain"):
+            put(name, _real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0))
+        for name, alias in (
+            ("cross_correlation", CrossCorrelation),
+            ("control", Control),
+            ("precoder_directions", PrecoderDirections),
+            ("radar", Radar),
+            ("power_limit", PowerLimit),
+            ("scheduling", Scheduling),
+        ):
+            put(name, _choice(name, getattr(self, name), alias))
+
+        decibels = "a number between -100 and 100 (dB)"
+        put("snr_db", _real("snr_db", self.snr_db, decibels, lambda x: -100 <= x <= 100))
+        width = "a number in (0, 180] degrees"
+        put("beam_width_deg", _real("beam_width_deg", self.beam_width_deg, width, _is_width))
+        if self.pattern_scale != "optimal":
+            scale = "'optimal' or a finite number > 0"
+            put("pattern_scale", _real("pattern_scale", self.pattern_scale, scale, lambda x: x > 0))
+        if self.doppler is not None:
+            rate = "None or a number in [0, 0.5]"
+            put("doppler", _real("doppler", self.doppler, rate, lambda x: 0 <= x <= 0.5))
+        if self.radar_streams is not None:
+            put("radar_streams", _integer("radar_streams", self.radar_streams, 1))
+            if self.radar_streams > self.num_radar_antennas:
+                raise _fail(
+                    "radar_streams",
+                    self.radar_streams,
+                    f"at most num_radar_antennas={self.num_radar_antennas}",
+                )
+        if (
+            self.control == "power"
+            and self.precoder_directions == "zf"
+            and self.num_users > self.num_comm_antennas
+        ):
+            raise _fail(
+                "precoder_directions",
+                self.precoder_directions,
+                f"'mrt' or 'rzf' when num_users={self.num_users} exceeds "
+                f"num_comm_antennas={self.num_comm_antennas} (zero-forcing needs K <= M_C)",
+            )
+        put("target_angles_deg", self._checked_targets())
+
+    def _checked_targets(self) -> Angles | tuple[Angles, ...]:
+        name, value = "target_angles_deg", self.target_angles_deg
+        nested = isinstance(value, Iterable) and any(
+            isinstance(entry, Iterable) and not isinstance(entry, (str, bytes)) for entry in value
+        )
+        if nested:
+            groups = tuple(_angles(name, entry) for entry in value)
+            if len(groups) != self.num_cells:
+                raise _fail(name, value, f"one set of angles for each of {self.num_cells} cells")
+        else:
+            groups = (_angles(name, value),)
+        for angle in (angle for group in groups for angle in group):
+            nearest = min(max(round(angle / GRID_STEP_DEG) * GRID_STEP_DEG, -90.0), 90.0)
+            if abs(nearest - angle) > self.beam_width_deg / 2 + 1e-9:
+                raise _fail(
+                    "beam_width_deg",
+                    self.beam_width_deg,
+                    f"wide enough for the beam at {angle} degrees to hold a direction of the "
+                    f"{GRID_STEP_DEG:g}-degree grid (>= {2 * abs(nearest - angle):g})",
+                )
+        return groups if nested and self.num_cells > 1 else groups[0]
+
+    @property
+    def noise_power(self) -> float:
+        """Noise power N0 = P_C / SNR, in W."""
+        return cast(float, self.comm_power / 10.0 ** (self.snr_db / 10.0))
+
+    @property
+    def num_antennas(self) -> int:
+        """Antennas M = M_R + M_C of a base station."""
+        return self.num_radar_antennas + self.num_comm_antennas
+
+    @property
+    def num_radar_streams(self) -> int:
+        """Radar streams r, with the default resolved."""
+        return self.num_radar_antennas if self.radar_streams is None else self.radar_streams
+
+    @property
+    def targets_by_cell(self) -> tuple[Angles, ...]:
+        """Target directions in degrees, one tuple a station."""
+        if isinstance(self.target_angles_deg[0], tuple):
+            return cast("tuple[Angles, ...]", self.target_angles_deg)
+        return (cast(Angles, self.target_angles_deg),) * self.num_cells
+
+    @property
+    def is_time_correlated(self) -> bool:
+        """Whether consecutive blocks of the default channel model depend on each other."""
+        return self.doppler is not None
+
+    def replace(self, **changes: Any) -> Scenario:
+        """Return a copy with some fields changed.
+
+        Raises:
+            TypeError: If a name is not a field; the message lists the fields.
+            ValueError: If a value is not allowed.
+        """
+        unknown = sorted(set(changes) - set(self.field_names()))
+        if unknown:
+            raise TypeError(
+                f"unknown scenario parameter(s) {', '.join(map(repr, unknown))}; "
+                f"allowed are {', '.join(self.field_names())}"
+            )
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of all parameters, in the order of their definition."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def preset(cls, name: str) -> Scenario:
+        """Return a named preset (see :data:`PRESETS`).
+
+        Raises:
+            ValueError: If there is no preset of that name; the message lists them.
+        """
+        if name not in PRESETS:
+            raise _fail("scenario", name, "one of " + ", ".join(map(repr, PRESETS)))
+        return PRESETS[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON types; :meth:`from_dict` is the inverse."""
+        return {
+            key: _to_lists(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Scenario:
+        """Build a scenario from :meth:`to_dict`'s output.
+
+        Raises:
+            TypeError: If a name is not a field.
+            ValueError: If a value is not allowed.
+        """
+        return cls().replace(**dict(values))
+
+    def check_attainable(self) -> None:
+        """Check that some radar covariance meets the sensing threshold.
+
+        The smallest sensing loss under the per-antenna power constraint does not depend on the
+        channels or the SNR. It is a convex problem; the search stops as soon as it has found a
+        covariance that meets the threshold, and its result is cached.
+
+        Raises:
+            ValueError: If ``sensing_threshold`` is below the attainable floor, which the message
+                names.
+        """
+        from isac_gym.physics.synthesis import check_threshold
+
+        for targets in dict.fromkeys(self.targets_by_cell):
+            check_threshold(
+                threshold=self.sensing_threshold,
+                num_antennas=self.num_radar_antennas,
+                spacing=self.antenna_spacing,
+                targets_deg=targets,
+                beam_width_deg=self.beam_width_deg,
+                power=self.radar_power,
+                cross_correlation=self.cross_correlation,
+                pattern_scale=self.pattern_scale,
+                streams=self.num_radar_streams,
+            )
+
+
+def _is_width(value: float) -> bool:
+    return 0.0 < value <= 180.0
+
+
+def _to_lists(value: tuple[Any, ...]) -> list[Any]:
+    return [_to_lists(entry) if isinstance(entry, tuple) else entry for entry in value]
+
+
+PRESETS: Final[Mapping[str, Scenario]] = {
+    "paper": Scenario(),
+    "power": Scenario(control="power"),
+    "dense": Scenario(num_users=12),
+    "multicell": Scenario(
+        num_cells=3,
+        target_angles_deg=((-40.0, 0.0, 40.0), (-70.0, 0.0, 40.0), (-50.0, 0.0, 70.0)),
+    ),
+}
+"""Named scenarios: ``paper`` (the default), ``power`` (power control along MRT directions),
+``dense`` (as many users as communication antennas), ``multicell`` (three stations)."""
+
+
+def resolve_scenario(scenario: Scenario | str | None, overrides: Mapping[str, Any]) -> Scenario:
+    """Return the scenario that ``scenario`` (an object, a preset's name or None) and the keyword
+    overrides describe together.
+
+    Raises:
+        TypeError: If an override is not a field, or ``scenario`` is of another type.
+        ValueError: If a value is not allowed, or there is no such preset.
+    """
+    if scenario is None:
+        base = PRESETS["paper"]
+    elif isinstance(scenario, str):
+        base = Scenario.preset(scenario)
+    elif isinstance(scenario, Scenario):
+        base = scenario
+    else:
+        raise TypeError(
+            f"scenario must be a Scenario, the name of a preset or None, got {scenario!r}"
+        )
+    return base.replace(**overrides) if overrides else base

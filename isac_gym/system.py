@@ -1,0 +1,189 @@
+"""The system: channels and an action in, rates, sensing loss and constraints out.
+
+One differentiable function for the single environment, the batched one, evaluation and training,
+for one cell or several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from isac_gym.codec import Codec, Transmission
+from isac_gym.physics.links import LinkPowers, link_powers, sinr, spectral_efficiency
+from isac_gym.physics.sensing import SensingLoss, SensingModel
+from isac_gym.physics.synthesis import best_beampattern
+from isac_gym.scenario import Scenario
+
+__all__ = ["ISACSystem", "Outcome"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a transmission achieves, for a batch of blocks with leading dimensions (...).
+
+    Constraints are excess over limit: negative or zero is feasible.
+
+    Attributes:
+        transmission: What was transmitted.
+        powers: Received powers, (..., J, K), in W.
+        sinr: γ, (..., J, K).
+        rates: Spectral efficiency of each user, (..., J, K), in bit/s/Hz; under contention zero
+            unless the user is alone in its cell's block.
+        sum_rate: Σ over all users, (...), in bit/s/Hz; the reward.
+        sensing: Sensing loss, (..., J).
+        constraint_power: Σ_k ‖F_k‖²/P_C - 1, (..., J).
+        constraint_sensing: L_r/ε - 1, (..., J).
+        constraint_scheduling: Σ_k τ_k - 1, (..., J); None unless users contend.
+    """
+
+    transmission: Transmission
+    powers: LinkPowers
+    sinr: Tensor
+    rates: Tensor
+    sum_rate: Tensor
+    sensing: SensingLoss
+    constraint_power: Tensor
+    constraint_sensing: Tensor
+    constraint_scheduling: Tensor | None
+
+    @property
+    def constraints(self) -> dict[str, Tensor]:
+        """The constraints by name (``power``, ``sensing``, ``scheduling``), each (..., J)."""
+        found = {"power": self.constraint_power, "sensing": self.constraint_sensing}
+        if self.constraint_scheduling is not None:
+            found["scheduling"] = self.constraint_scheduling
+        return found
+
+    @property
+    def costs(self) -> dict[str, Tensor]:
+        """Positive parts of the constraints, summed over the stations, each (...)."""
+        return {name: value.clamp_min(0.0).sum(-1) for name, value in self.constraints.items()}
+
+
+class ISACSystem:
+    """The ISAC downlink of a scenario.
+
+    Args:
+        scenario: The scenario.
+        dtype: Real dtype of the computation.
+        device: Device of the computation.
+
+    Raises:
+        ValueError: If the scenario's sensing threshold cannot be attained.
+
+    Attributes:
+        codec: Meaning of observations and actions.
+        sensing: Sensing loss of the radar covariances.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        scenario.check_attainable()
+        self.scenario = scenario
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.sensing = SensingModel(
+            scenario.num_radar_antennas,
+            scenario.antenna_spacing,
+            scenario.targets_by_cell,
+            scenario.beam_width_deg,
+            cross_correlation=scenario.cross_correlation,
+            pattern_scale=scenario.pattern_scale,
+            dtype=dtype,
+            device=device,
+        )
+        fixed = self.best_streams() if scenario.radar == "fixed" else None
+        self.codec = Codec(scenario, dtype=dtype, device=device, fixed_streams=fixed)
+        self._fixed_sensing = None if fixed is None else self.sensing(fixed @ fixed.mH)
+
+    def best_streams(self) -> Tensor:
+        """V of the covariance with the smallest sensing loss, for every station.
+
+        Returns:
+            Complex tensor (J, M_R, r), in √W.
+        """
+        scenario = self.scenario
+        designs = [
+            best_beampattern(
+                num_antennas=scenario.num_radar_antennas,
+                spacing=scenario.antenna_spacing,
+                targets_deg=targets,
+                beam_width_deg=scenario.beam_width_deg,
+                power=scenario.radar_power,
+                cross_correlation=scenario.cross_correlation,
+                pattern_scale=scenario.pattern_scale,
+                streams=scenario.num_radar_streams,
+            )
+            for targets in scenario.targets_by_cell
+        ]
+        stacked = torch.stack([design.streams for design in designs])
+        return stacked.to(self.device, self.dtype.to_complex())
+
+    def step(self, channels: Tensor, action: Tensor, estimates: Tensor | None = None) -> Outcome:
+        """Outcome of an action.
+
+        Args:
+            channels: True channels, complex (..., J, J, K, M).
+            action: Real tensor (..., A) within [-1, 1].
+            estimates: Channels as observed, same shape; None means the true ones.
+
+        Returns:
+            The outcome, with the leading dimensions of the input.
+        """
+        seen = channels if estimates is None else estimates
+        return self.evaluate(channels, self.codec.decode(action, seen))
+
+    def evaluate(self, channels: Tensor, transmission: Transmission) -> Outcome:
+        """Outcome of a transmission.
+
+        Args:
+            channels: True channels, complex (..., J, J, K, M).
+            transmission: What is transmitted.
+
+        Returns:
+            The outcome, with the leading dimensions of the input.
+        """
+        scenario = self.scenario
+        powers = link_powers(channels, transmission.precoders, transmission.streams)
+        ratio = sinr(powers, scenario.noise_power)
+        rates = spectral_efficiency(ratio)
+        scheduling = None
+        if transmission.access is not None:
+            access = transmission.access
+            idle = (1.0 - access)[..., None, :].expand(*access.shape, access.shape[-1])
+            itself = torch.eye(access.shape[-1], dtype=torch.bool, device=access.device)
+            rates = rates * access * torch.where(itself, 1.0, idle).prod(-1)
+            scheduling = access.sum(-1) - 1.0
+        if self._fixed_sensing is not None:
+            sensing = _expand(self._fixed_sensing, rates.shape[:-2])
+        else:
+            streams = transmission.streams
+            sensing = self.sensing(streams @ streams.mH)
+        return Outcome(
+            transmission=transmission,
+            powers=powers,
+            sinr=ratio,
+            rates=rates,
+            sum_rate=rates.sum((-2, -1)),
+            sensing=sensing,
+            constraint_power=transmission.comm_power / scenario.comm_power - 1.0,
+            constraint_sensing=sensing.total / scenario.sensing_threshold - 1.0,
+            constraint_scheduling=scheduling,
+        )
+
+
+def _expand(sensing: SensingLoss, lead: torch.Size) -> SensingLoss:
+    return SensingLoss(
+        *(
+            getattr(sensing, field.name).expand(*lead, *getattr(sensing, field.name).shape)
+            for field in dataclasses.fields(sensing)
+        )
+    )
