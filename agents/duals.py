@@ -38,9 +38,7 @@ class DualVariables:
         Returns:
             Scalar tensor with gradient.
         """
-        terms = [
-            (value * constraints[name].mean(0)).sum() for name, value in self.values.items()
-        ]
+        terms = [(value * constraints[name].mean(0)).sum() for name, value in self.values.items()]
         return torch.stack(terms).sum()
 
     @torch.no_grad()

@@ -1,32 +1,27 @@
-"""Networks of the learning agents."""
+"""Networks of the learning agents: from observations to actions."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FullyConnected", "truncated_normal_"]
+from isac_gym.codec import own_channels
+from isac_gym.physics.precoding import rzf_directions
+from isac_gym.physics.synthesis import normalise_rows
+from isac_gym.system import ISACSystem
 
-
-def truncated_normal_(layer: nn.Linear, generator: torch.Generator, bias: float = 0.01) -> None:
-    """Initialise a layer: zero-mean truncated normal of standard deviation 1/√fan-in, fixed bias.
-
-    Args:
-        layer: Changed in place.
-        generator: Source of randomness.
-        bias: Value of every bias.
-    """
-    deviation = layer.in_features**-0.5
-    nn.init.trunc_normal_(
-        layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator
-    )
-    nn.init.constant_(layer.bias, bias)
+__all__ = ["DirectPolicy", "FullyConnected", "ModelBasedPolicy"]
 
 
 class FullyConnected(nn.Module):
-    """Fully connected network with ReLU between its layers and tanh at the end.
+    """Fully connected network with ReLU between its layers.
+
+    Weights start from a zero-mean truncated normal of standard deviation 1/√fan-in, biases at
+    0.01, as in the paper (which does not give the deviation).
 
     Args:
         num_inputs: Length of the input.
@@ -44,31 +39,129 @@ class FullyConnected(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [num_inputs, *hidden_sizes, num_outputs]
-        self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs)
-            for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
-        )
-        for layer in self.layers:
-            truncated_normal_(layer, generator)  # type: ignore[arg-type]
+        self.layers = nn.ModuleList()
+        for inputs, outputs in itertools.pairwise(sizes):
+            layer = nn.Linear(inputs, outputs)
+            deviation = inputs**-0.5
+            nn.init.trunc_normal_(
+                layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator
+            )
+            nn.init.constant_(layer.bias, 0.01)
+            self.layers.append(layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map (n, num_inputs) to (n, num_outputs) within (-1, 1)."""
+        """Map (n, num_inputs) to (n, num_outputs)."""
         hidden = inputs
-        for layer in list(self.layers)[:-1]:
-            hidden = torch.relu(layer(hidden))
-        output: Tensor = torch.tanh(self.layers[-1](hidden))
-        return output
+        for index, layer in enumerate(self.layers):
+            hidden = layer(torch.relu(hidden) if index else hidden)
+        return hidden
 
-    @torch.no_grad()
-    def start_output_at(self, values: Tensor, where: slice, weight_scale: float) -> None:
-        """Make some outputs begin near given values, whatever the input.
 
-        Args:
-            values: Wanted outputs within [-1, 1].
-            where: Which outputs.
-            weight_scale: Factor on the last layer's weights for those outputs.
-        """
-        last = self.layers[-1]
+class DirectPolicy(nn.Module):
+    """The paper's policy: the network's outputs, through tanh, are the action.
+
+    Args:
+        system: System whose observations and actions it maps.
+        hidden_sizes: Widths of the hidden layers.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self, system: ISACSystem, hidden_sizes: Sequence[int], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        codec = system.codec
+        self.body = FullyConnected(
+            codec.observation_size, hidden_sizes, codec.action_size, generator
+        )
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations (n, N) to actions (n, A) within (-1, 1)."""
+        return torch.tanh(self.body(observation))
+
+
+class ModelBasedPolicy(nn.Module):
+    """A fully connected network that sets a few numbers a user in formulas of known structure.
+
+    Its inputs are what the optimum can depend on through the users' geometry: the magnitudes of
+    the Gram matrices of both channels, and each user's radar power under the best beampattern.
+    Its outputs set, for each user, a dual power λ and a power p in
+
+        F_k = √p_k · normalised (I + Σ_l λ_l/σ_l² g_l* g_lᵀ)⁻¹ g_k*,
+
+    the structure of every Pareto-optimal precoder (Björnson, Bengtsson and Ottersten, 2014) with
+    σ² the noise-plus-radar power, and a weight w in V = (I + Σ_k w_k f_k* f_kᵀ)⁻¹ V_best, rows
+    normalised, which moves the radar's power away from the users that matter.
+
+    Args:
+        system: System whose observations and actions it maps; its control must be ``"power"`` or
+            ``"beamforming"``.
+        hidden_sizes: Widths of the hidden layers.
+        generator: Source of the initial weights.
+    """
+
+    def __init__(
+        self, system: ISACSystem, hidden_sizes: Sequence[int], generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        scenario = system.scenario
+        self.system = system
+        users, cells = scenario.num_users, scenario.num_cells
+        self.names = ["power"]
+        if scenario.control == "beamforming":
+            self.names.append("dual")
+        if scenario.radar == "learned":
+            self.names.append("avoidance")
+        if scenario.scheduling == "contention":
+            self.names.append("access")
+        self.body = FullyConnected(
+            cells * users * (2 * users + 1),
+            hidden_sizes,
+            cells * users * len(self.names),
+            generator,
+        )
+        self.register_buffer("best_streams", system.best_streams(), persistent=False)
+        last = self.body.layers[-1]
         assert isinstance(last, nn.Linear)
-        last.bias[where] = torch.atanh(values.clamp(-0.95, 0.95))
-        last.weight[where] *= weight_scale
+        with torch.no_grad():
+            last.weight *= 0.1
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations (n, N) to actions (n, A) within [-1, 1]."""
+        scenario = self.system.scenario
+        own = own_channels(self.system.codec.channels(observation))
+        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+        best = self.best_streams
+        assert isinstance(best, Tensor)
+        features = torch.cat(
+            [
+                (comm @ comm.mH).abs() / scenario.num_comm_antennas,
+                (radar @ radar.mH).abs() / scenario.num_radar_antennas,
+                torch.linalg.vector_norm(radar @ best, dim=-1, keepdim=True) ** 2,
+            ],
+            dim=-1,
+        )
+        outputs = self.body(features.flatten(1))
+        outputs = outputs.view(-1, scenario.num_cells, len(self.names), scenario.num_users)
+        settings = dict(zip(self.names, outputs.unbind(-2), strict=True))
+
+        streams = best
+        if "avoidance" in settings:
+            # Starts at w = 0.1, where the sensing loss is about the default threshold.
+            weights = torch.exp(settings["avoidance"].clamp(-10.0, 10.0) + math.log(0.1))
+            gram = radar.mH @ (weights.unsqueeze(-1) * radar).to(radar.dtype)
+            identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+            streams = torch.linalg.solve(gram + identity, best.expand(len(gram), -1, -1, -1))
+            streams = normalise_rows(streams, scenario.radar_power)
+        powers = scenario.comm_power * torch.softmax(settings["power"], -1)
+        access = None
+        if "access" in settings:
+            # The codec reads τ from the sign and passes gradients straight through it.
+            access = 0.5 * (torch.tanh(settings["access"]) + 1.0)
+        if scenario.control == "power":
+            return self.system.codec.encode(powers=powers, streams=streams, access=access)
+        noise = scenario.noise_power + torch.linalg.vector_norm(radar @ streams, dim=-1) ** 2
+        share = scenario.num_users * torch.softmax(settings["dual"], -1)
+        directions = rzf_directions(comm, noise / share.clamp_min(1e-6), scenario.comm_power)
+        precoders = directions * powers.sqrt().unsqueeze(-2)
+        return self.system.codec.encode(precoders=precoders, streams=streams, access=access)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from isac_gym.agents.duals import DualVariables
-from isac_gym.agents.networks import FullyConnected
+from isac_gym.agents.networks import DirectPolicy, ModelBasedPolicy
 from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.agents.trainer import Callback, TrainingSettings, reporting, train
 from isac_gym.policy import SystemPolicy
@@ -36,8 +36,10 @@ class PrimalDualConfig:
         dual_step_size: Step size η of the multipliers.
         gradient_clip: Largest norm of a gradient; None does not clip.
         relative_constraints: Whether the multipliers weigh excess/limit; otherwise plain excess.
-        radar_start_scale: Scale of the weights into the radar outputs when these start at the best
-            beampattern; None starts them at random like all others.
+        output: ``"direct"``: the network's outputs are the action. ``"model_based"``: they set a
+            few numbers a user in formulas of known structure
+            (:class:`~isac_gym.agents.networks.ModelBasedPolicy`); with ``control="amplitude"``,
+            for which there is no such formula, they are the action all the same.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -51,7 +53,7 @@ class PrimalDualConfig:
     dual_step_size: float = 1e-4
     gradient_clip: float | None = None
     relative_constraints: bool = False
-    radar_start_scale: float | None = None
+    output: Literal["direct", "model_based"] = "direct"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size"):
@@ -60,13 +62,13 @@ class PrimalDualConfig:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         for name in ("learning_rate", "dual_step_size"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(
-                    f"{name} must be a finite number > 0, got {getattr(self, name)!r}"
-                )
-        for name in ("final_learning_rate", "gradient_clip", "radar_start_scale"):
+                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)!r}")
+        for name in ("final_learning_rate", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be None or a finite number >= 0, got {value!r}")
+        if self.output not in ("direct", "model_based"):
+            raise ValueError(f"output must be 'direct' or 'model_based', got {self.output!r}")
         if self.hidden_sizes is not None:
             sizes = tuple(self.hidden_sizes)
             if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
@@ -79,15 +81,15 @@ class PrimalDualConfig:
 PRESETS: Final[Mapping[str, PrimalDualConfig]] = {
     "paper": PrimalDualConfig(),
     "tuned": PrimalDualConfig(
-        hidden_sizes=(512, 512),
-        iterations=2500,
+        hidden_sizes=(128, 128),
+        iterations=1500,
         batch_size=128,
-        learning_rate=1e-3,
-        final_learning_rate=1e-5,
-        dual_step_size=0.02,
+        learning_rate=3e-3,
+        final_learning_rate=3e-5,
+        dual_step_size=0.3,
         gradient_clip=5.0,
         relative_constraints=True,
-        radar_start_scale=0.1,
+        output="model_based",
     ),
 }
 """``paper``: the settings of Section V to the letter. ``tuned``: what works."""
@@ -144,16 +146,11 @@ class PrimalDual(SystemPolicy):
         self._model = env.unwrapped.channel_model
         self._rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
-        codec = self.system.codec
         users = self.scenario.num_users
-        self.network = FullyConnected(
-            codec.observation_size,
-            self.config.hidden_sizes or (2 * users, 3 * users, 2 * users),
-            codec.action_size,
-            generator,
-        )
-        if self.config.radar_start_scale is not None and codec.radar_size:
-            self._start_radar(self.config.radar_start_scale)
+        model_based = self.config.output == "model_based" and self.scenario.control != "amplitude"
+        architecture = ModelBasedPolicy if model_based else DirectPolicy
+        sizes = self.config.hidden_sizes or (2 * users, 3 * users, 2 * users)
+        self.network: DirectPolicy | ModelBasedPolicy = architecture(self.system, sizes, generator)
         self.network.to(self.system.device)
         constraints = ["power", "sensing"]
         if self.scenario.scheduling == "contention":
@@ -164,13 +161,6 @@ class PrimalDual(SystemPolicy):
             self.config.dual_step_size,
             device=self.system.device,
         )
-
-    def _start_radar(self, scale: float) -> None:
-        codec = self.system.codec
-        best = codec.encoded_streams(self.system.best_streams()).cpu()
-        for cell, values in enumerate(best):
-            start = cell * codec.station_size + codec.comm_size
-            self.network.start_output_at(values, slice(start, start + codec.radar_size), scale)
 
     def learn(
         self,
@@ -225,8 +215,8 @@ class PrimalDual(SystemPolicy):
 
     def act(self, channels: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
-        flat = torch.view_as_real(channels).flatten(1, -2)
-        output: Tensor = self.network(flat.mT.flatten(1))
+        flat = channels.flatten(1)
+        output: Tensor = self.network(torch.cat([flat.real, flat.imag], dim=1))
         return output
 
     def save(self, path: str | Path) -> None:

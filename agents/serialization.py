@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 import isac_gym
+from isac_gym.files import write_atomically
 
 __all__ = ["read_archive", "write_archive"]
 
@@ -33,8 +34,6 @@ def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[st
         meta: JSON-serialisable description.
         tensors: Tensors by name.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     header = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -42,18 +41,11 @@ def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[st
         **meta,
     }
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as raw:
-            with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(_META, json.dumps(header, indent=2))
-                archive.writestr(_TENSORS, tensors_to_bytes(held))
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(_META, json.dumps(header, indent=2))
+        archive.writestr(_TENSORS, tensors_to_bytes(held))
+    write_atomically(path, buffer.getvalue())
 
 
 def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -77,13 +69,22 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
         with zipfile.ZipFile(source) as archive:
             meta = json.loads(archive.read(_META))
             tensors = tensors_from_bytes(archive.read(_TENSORS))
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, SafetensorError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        KeyError,
+        ValueError,
+        EOFError,
+        OSError,
+        SafetensorError,
+    ) as error:
         raise ValueError(f"{source}: not a saved isac-gym agent, or damaged ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise ValueError(f"{source}: not a saved isac-gym agent")
     if meta.get("format_version") != _FORMAT_VERSION:
         raise ValueError(
-            f"{source}: format_version must be {_FORMAT_VERSION}, got {meta.get('format_version')!r}"
+            f"{source}: format_version must be {_FORMAT_VERSION}, "
+            f"got {meta.get('format_version')!r}"
         )
     if meta.get("kind") != kind:
         raise ValueError(f"{source}: kind must be {kind!r}, got {meta.get('kind')!r}")

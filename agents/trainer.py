@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.channels import ChannelModel, ChannelProcess
 from isac_gym.system import ISACSystem, Outcome
 
-__all__ = ["TrainingError", "TrainingProgress", "TrainingSettings", "train"]
+__all__ = ["Callback", "TrainingError", "TrainingProgress", "TrainingSettings", "train"]
 
 _CHECKPOINT = "training checkpoint"
 
@@ -70,11 +70,8 @@ class TrainingProgress:
     multipliers: dict[str, float]
 
 
-class Callback(Protocol):
-    """Called after every iteration; returning False ends the training."""
-
-    def __call__(self, progress: TrainingProgress) -> bool | None:
-        """React to the progress."""
+Callback: TypeAlias = Callable[[TrainingProgress], bool | None]
+"""Called after every iteration; returning False ends the training."""
 
 
 def train(
@@ -128,7 +125,7 @@ def train(
             constraints = {name: value * limits[name] for name, value in constraints.items()}
         loss = duals.penalty(constraints) - outcome.sum_rate.mean()
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         limit = float("inf") if settings.gradient_clip is None else settings.gradient_clip
         norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
@@ -234,7 +231,7 @@ def _restore(
 @contextmanager
 def reporting(
     progress_bar: bool, tensorboard_log: str | Path | None, callback: Callback | None, title: str
-) -> Iterator[Callable[[TrainingProgress], bool | None]]:
+) -> Iterator[Callback]:
     """A callback that shows a progress bar, logs to TensorBoard and calls the user's callback.
 
     Args:
@@ -254,7 +251,7 @@ def reporting(
             raise ImportError(
                 "tensorboard_log needs TensorBoard: pip install 'isac-gym[tensorboard]'"
             ) from error
-        writer = SummaryWriter(str(tensorboard_log))  # type: ignore[no-untyped-call]
+        writer = SummaryWriter(str(tensorboard_log))
     bar: Any = None
     if progress_bar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

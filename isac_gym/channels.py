@@ -65,7 +65,9 @@ class Links:
     @classmethod
     def of(cls, scenario: Scenario) -> Links:
         """The links of a scenario."""
-        return cls(**{field.name: getattr(scenario, field.name) for field in dataclasses.fields(cls)})
+        return cls(
+            **{field.name: getattr(scenario, field.name) for field in dataclasses.fields(cls)}
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -78,7 +80,8 @@ class Links:
         """Square root of the mean power of each path, shape (J, J, 1, 1)."""
         gain = np.full((self.num_cells, self.num_cells), self.intercell_gain)
         np.fill_diagonal(gain, 1.0)
-        return np.sqrt(gain).astype(np.float32)[:, :, None, None]
+        amplitude: npt.NDArray[np.float32] = np.sqrt(gain).astype(np.float32)
+        return amplitude[:, :, None, None]
 
 
 def complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Complex:
@@ -346,9 +349,7 @@ class ChannelProcess:
         self.channels: Complex = np.zeros((num, *self.links.shape), np.complex64)
         self.estimates = self.channels
 
-    def start(
-        self, rng: np.random.Generator, where: npt.NDArray[np.bool_] | None = None
-    ) -> None:
+    def start(self, rng: np.random.Generator, where: npt.NDArray[np.bool_] | None = None) -> None:
         """Draw first blocks, for all environments or those of a mask (n,)."""
         if where is None:
             drawn = self.model.draw(rng, len(self.channels), self.links)

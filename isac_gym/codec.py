@@ -107,7 +107,7 @@ class Codec:
 
     @property
     def action_size(self) -> int:
-        """Numbers in an action: those of station 1, then station 2, …"""
+        """Numbers in an action: those of station 1, then those of station 2, and so on."""
         return self.scenario.num_cells * self.station_size
 
     @property
@@ -268,7 +268,9 @@ class Codec:
             parts = [_within_box("powers", 2.0 * powers / budget - 1.0)]
         else:
             if precoders is None:
-                raise ValueError(f"precoders must be given for control={scenario.control!r}, got None")
+                raise ValueError(
+                    f"precoders must be given for control={scenario.control!r}, got None"
+                )
             weights = precoders / budget**0.5
             parts = [_within_box("precoders", weights.real.flatten(-2))]
             if scenario.control == "beamforming":

@@ -25,7 +25,7 @@ __all__ = ["ISACEnv", "outcome_info", "spaces_of"]
 Observation = npt.NDArray[np.float32]
 
 
-def spaces_of(system: ISACSystem) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+def spaces_of(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
     """Observation and action space of one environment.
 
     Channels are unbounded; the observation space ends at the largest float32 so that checkers
@@ -55,7 +55,11 @@ def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     num, cells, count = outcome.rates.shape
     # One tensor, because each copy to NumPy costs about as much as the arithmetic of an entry.
     table = torch.cat(
-        [*stations.values(), *(value.view(num, -1) for value in users.values()), outcome.sum_rate[:, None]],
+        [
+            *stations.values(),
+            *(value.view(num, -1) for value in users.values()),
+            outcome.sum_rate[:, None],
+        ],
         dim=1,
     )
     columns = table.cpu().numpy()
@@ -174,9 +178,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             self.render()
         return self._observation(), {}
 
-    def step(
-        self, action: npt.ArrayLike
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Transmit for one block, then move to the next.
 
         Args:
@@ -214,13 +216,16 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         return self._observation(), info["sum_rate"], False, truncated, info
 
     def _observation(self) -> Observation:
-        return self.system.codec.observation(self._process.estimates)[0]
+        observation: Observation = self.system.codec.observation(self._process.estimates)[0]
+        return observation
 
     @property
     def channels(self) -> Complex:
         """A copy of the true channels H of the current block, (K, M) or (J, J, K, M)."""
-        current = self._process.channels[0].copy()
-        return current[0, 0] if self.scenario.num_cells == 1 else current
+        current: Complex = self._process.channels[0].copy()
+        if self.scenario.num_cells == 1:
+            current = current[0, 0]
+        return current
 
     def decode_action(self, action: npt.ArrayLike) -> tuple[Complex, Complex]:
         """What an action means in the current block.
@@ -247,7 +252,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             return precoders[0], covariance[0]
         return precoders, covariance
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """Draw the beampattern and the rates of the last block.
 
         Returns:

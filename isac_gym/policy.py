@@ -210,9 +210,7 @@ def agent_names(control: str | None = None) -> list[str]:
     Args:
         control: Leave out agents of the registry that do not exist for this control mode.
     """
-    own = [
-        name for name, entry in REGISTRY.items() if control is None or control in entry.controls
-    ]
+    own = [name for name, entry in REGISTRY.items() if control is None or control in entry.controls]
     return own + sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
 
 
@@ -252,7 +250,9 @@ def _attribute(target: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"agent must name an importable 'module:Class', got {target!r} ({error})") from error
+        raise ValueError(
+            f"agent must name an importable 'module:Class', got {target!r} ({error})"
+        ) from error
     return found
 
 
@@ -261,7 +261,9 @@ def _built(found: Any, name: str, env: Any, options: Mapping[str, Any]) -> Polic
         return found
     if not callable(found):
         raise TypeError(f"agent {name!r} must have predict(observation, …), got {found!r}")
-    return _checked(found(env, **options) if _takes_argument(found) else found(**options), name)
+    factory: Callable[..., Any] = found
+    agent = factory(env, **options) if _takes_argument(factory) else factory(**options)
+    return _checked(agent, name)
 
 
 def _takes_argument(factory: Callable[..., Any]) -> bool:

@@ -33,10 +33,10 @@ class Renderer:
         if mode == "human":
             import matplotlib
             from matplotlib import pyplot
-            from matplotlib.backends import BackendFilter, backend_registry
+            from matplotlib.backends.registry import BackendFilter, backend_registry
 
             self.figure: Any = pyplot.figure(figsize=(9.0, 3.6), layout="constrained")
-            windowed = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
+            windowed = backend_registry.list_builtin(BackendFilter.INTERACTIVE)  # type: ignore[no-untyped-call]
             self._interactive = matplotlib.get_backend().lower() in windowed
             if self._interactive:
                 self.figure.show()
@@ -69,12 +69,16 @@ class Renderer:
             desired = desired * model.pattern_scale
         for cell in range(cells):
             colour = f"C{cell}"
-            pattern_axes.fill_between(grid, desired[cell], step="mid", color=colour, alpha=0.15, lw=0)
+            pattern_axes.fill_between(
+                grid, desired[cell], step="mid", color=colour, alpha=0.15, lw=0
+            )
             label = f"station {cell + 1}" if cells > 1 else "transmitted"
             if outcome is not None:
                 pattern = outcome.sensing.beampattern.reshape(-1, cells, len(grid))[0, cell]
                 pattern_axes.plot(grid, pattern.cpu().numpy(), color=colour, label=label)
-        pattern_axes.set(xlabel="direction (degrees)", ylabel="power (W)", xlim=(-90, 90), ylim=(0, None))
+        pattern_axes.set(
+            xlabel="direction (degrees)", ylabel="power (W)", xlim=(-90, 90), ylim=(0, None)
+        )
         pattern_axes.set_title("Beampattern (shaded: desired)")
         rate_axes.set(xlabel="user", ylabel="spectral efficiency (bit/s/Hz)")
         if outcome is not None:

@@ -245,8 +245,8 @@ class Scenario:
     def targets_by_cell(self) -> tuple[Angles, ...]:
         """Target directions in degrees, one tuple a station."""
         if isinstance(self.target_angles_deg[0], tuple):
-            return cast("tuple[Angles, ...]", self.target_angles_deg)
-        return (cast(Angles, self.target_angles_deg),) * self.num_cells
+            return self.target_angles_deg
+        return (self.target_angles_deg,) * self.num_cells
 
     @property
     def is_time_correlated(self) -> bool:
@@ -350,8 +350,14 @@ PRESETS: Final[Mapping[str, Scenario]] = {
 
 
 def resolve_scenario(scenario: Scenario | str | None, overrides: Mapping[str, Any]) -> Scenario:
-    """Return the scenario that ``scenario`` (an object, a preset's name or None) and the keyword
-    overrides describe together.
+    """Return a scenario with keyword overrides.
+
+    Args:
+        scenario: A scenario, the name of a preset, or None for the default.
+        overrides: Fields to change.
+
+    Returns:
+        The scenario.
 
     Raises:
         TypeError: If an override is not a field, or ``scenario`` is of another type.

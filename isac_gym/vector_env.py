@@ -171,7 +171,7 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
     def _observations(self) -> Array:
         return self.system.codec.observation(self._process.estimates)
 
-    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
         """Draw the last block of the first environment.
 
         Returns:

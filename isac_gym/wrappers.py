@@ -23,7 +23,7 @@ class SafetyGymnasium(gym.Wrapper[_Observation, _Action, _Observation, _Action])
         env: An environment whose ``info`` has ``cost``.
     """
 
-    def step(self, action: _Action) -> Any:  # type: ignore[override]
+    def step(self, action: _Action) -> Any:
         """Step the environment.
 
         Returns:
@@ -57,9 +57,7 @@ class PenalisedReward(
             if not (np.isfinite(weight) and weight >= 0):
                 raise ValueError(f"weights[{name!r}] must be a finite number >= 0, got {weight!r}")
 
-    def step(
-        self, action: _Action
-    ) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: _Action) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
         """Step the environment.
 
         Raises:
@@ -91,7 +89,7 @@ class VectorReward(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
         high = np.array([np.inf] + [0.0] * len(costs), np.float32)
         self.reward_space = gym.spaces.Box(low, high, dtype=np.float32)
 
-    def step(self, action: _Action) -> Any:  # type: ignore[override]
+    def step(self, action: _Action) -> Any:
         """Step the environment; the reward is a float32 array (1 + number of costs,)."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         costs = (-_cost(info, name) for name in self.reward_names[1:])
@@ -120,9 +118,7 @@ class EpisodeCostStatistics(gym.Wrapper[_Observation, _Action, _Observation, _Ac
         self._sums = {}
         return self.env.reset(seed=seed, options=options)
 
-    def step(
-        self, action: _Action
-    ) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: _Action) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
         """Step the environment and add up."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         addends = {key: value for key, value in info.items() if key.startswith("cost_")}

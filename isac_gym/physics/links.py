@@ -49,7 +49,8 @@ def radar_interference(radar_channels: Tensor, streams: Tensor) -> Tensor:
     Returns:
         Real tensor (..., K), in W, never negative.
     """
-    return torch.linalg.vector_norm(radar_channels @ streams, dim=-1).square()
+    received: Tensor = torch.linalg.vector_norm(radar_channels @ streams, dim=-1)
+    return received.square()
 
 
 def link_powers(channels: Tensor, precoders: Tensor, streams: Tensor) -> LinkPowers:

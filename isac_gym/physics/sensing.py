@@ -90,7 +90,9 @@ class SensingModel:
     ) -> None:
         grid = angular_grid() if grid_deg is None else grid_deg.to("cpu", torch.float64)
         if grid.ndim != 1 or len(grid) < 2:
-            raise ValueError(f"grid_deg must hold at least two directions, got shape {tuple(grid.shape)}")
+            raise ValueError(
+                f"grid_deg must hold at least two directions, got shape {tuple(grid.shape)}"
+            )
         groups = [
             tuple(entry) if isinstance(entry, Sequence) else (entry,) for entry in targets_deg
         ]
@@ -229,9 +231,9 @@ class SensingModel:
 def _lag_maps(grid_deg: Tensor, num_antennas: int, spacing: float) -> tuple[Tensor, Tensor]:
     """Linear maps from (Re R, Im R) to the lag sums of R, and from those to the beampattern.
 
-    P(θ) = (1/M) Σ_{p,q} R_pq e^{j2π(d/λ)(q-p) sin θ} = (1/M) [ρ_0 + 2 Σ_n (Re ρ_n cos - Im ρ_n sin)]
-    with the lag sums ρ_n = Σ_p R_{p,p+n}. Both triangles are read, each with half weight, so that
-    the map is right for any R of which the Hermitian part is meant.
+    P(θ) = (1/M) Σ_{p,q} R_pq e^{j(q-p)φ} = (1/M) [ρ_0 + 2 Σ_n (Re ρ_n cos nφ - Im ρ_n sin nφ)],
+    φ = 2π(d/λ) sin θ, with the lag sums ρ_n = Σ_p R_{p,p+n}. Both triangles are read, each with
+    half weight, so that the map is right for any R of which the Hermitian part is meant.
     """
     size = num_antennas
     lags = torch.zeros(size, size, 2, 2 * size - 1, dtype=torch.float64)
@@ -289,7 +291,7 @@ class _PairwiseMagnitude(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return grad_outputs[0][..., None, None] * gradient, None

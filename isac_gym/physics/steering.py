@@ -35,7 +35,9 @@ def angular_grid(step_deg: float = 1.0) -> Tensor:
     return torch.arange(-half, half + 1, dtype=torch.float64) * (90.0 / half)
 
 
-def steering_vectors(angles_deg: Tensor | Sequence[float], num_antennas: int, spacing: float) -> Tensor:
+def steering_vectors(
+    angles_deg: Tensor | Sequence[float], num_antennas: int, spacing: float
+) -> Tensor:
     r"""Steering vectors a(θ) = M^{-1/2} [1, e^{j2π(d/λ) sin θ}, …]ᵀ, of norm 1.
 
     Args:
@@ -88,9 +90,9 @@ def realifying_unitary(num_antennas: int) -> Tensor:
     scale = math.sqrt(0.5)
     for pair in range(half):
         low, high = half - 1 - pair, num_antennas - half + pair
-        unitary[low, pair] = unitary[high, pair] = scale
-        unitary[low, num_antennas - half + pair] = -1j * scale
-        unitary[high, num_antennas - half + pair] = 1j * scale
+        unitary.real[[low, high], pair] = scale
+        unitary.imag[low, num_antennas - half + pair] = -scale
+        unitary.imag[high, num_antennas - half + pair] = scale
     if num_antennas % 2:
         unitary[half, half] = 1.0
     return unitary

@@ -52,7 +52,8 @@ def normalise_rows(streams: Tensor, power: float) -> Tensor:
     # a branch, and keeps the gradient finite there.
     filled = streams + 1e-18
     norm = torch.linalg.vector_norm(filled, dim=-1, keepdim=True)
-    return filled * ((power / streams.shape[-2]) ** 0.5 / norm)
+    scaled: Tensor = filled * ((power / streams.shape[-2]) ** 0.5 / norm)
+    return scaled
 
 
 def _design(
@@ -189,14 +190,14 @@ def check_threshold(*, threshold: float, streams: int, **design: object) -> None
     Raises:
         ValueError: If no such covariance was found; the message names the floor.
     """
-    found = best_beampattern(streams=streams, stop_below=threshold, **design)  # type: ignore[arg-type]
+    found = best_beampattern(streams=streams, stop_below=threshold, **design)
     if found.loss > threshold:
         best = "that any radar covariance attains"
         if streams < found.streams.shape[0]:
             best = f"found with radar_streams={streams}"
         raise ValueError(
-            f"sensing_threshold must be at least {_round_up(found.loss)}, the smallest sensing loss "
-            f"{best} in this scenario, got {threshold!r}"
+            f"sensing_threshold must be at least {_round_up(found.loss)}, the smallest sensing "
+            f"loss {best} in this scenario, got {threshold!r}"
         )
 
 

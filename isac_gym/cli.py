@@ -1,0 +1,263 @@
+"""The command line ``isac-gym``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Integrated sensing and communication as a Gymnasium environment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
+_errors = Console(stderr=True)
+
+ScenarioName = Annotated[str, typer.Option("--scenario", help="Name of a preset.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="NAME=VALUE",
+        help="Change a scenario parameter, for example -s snr_db=5 (repeatable).",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of training and initial weights.")]
+AgentFolder = Annotated[Path, typer.Option(help="Folder for trained agents.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
+EvaluationSeed = Annotated[int, typer.Option(help="Seed of the evaluation set.")]
+
+
+def _fail(message: object) -> NoReturn:
+    _errors.print(f"error: {message}", style="red", markup=False, highlight=False)
+    raise typer.Exit(2)
+
+
+def _make_env(scenario: str, settings: list[str] | None) -> Any:
+    import gymnasium as gym
+
+    import isac_gym  # noqa: F401  (registers the ids)
+
+    changes: dict[str, Any] = {}
+    for setting in settings or []:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            _fail(f"--set must be NAME=VALUE, got {setting!r}")
+        try:
+            changes[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[name.strip()] = value
+    try:
+        return gym.make("ISAC-MISO-v0", scenario=scenario, disable_env_checker=True, **changes)
+    except (TypeError, ValueError) as error:
+        _fail(error)
+
+
+def _train(agent: Any, name: str, folder: Path | None) -> None:
+    """Train an agent that can learn, with progress bar and checkpoint if it knows them."""
+    import inspect
+
+    learn = getattr(agent, "learn", None)
+    if learn is None:
+        return
+    known = inspect.signature(learn).parameters
+    needed = [
+        parameter.name
+        for parameter in known.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if needed:
+        _fail(
+            f"agent {name!r} learns, but its learn() needs {', '.join(needed)}: hand in a trained "
+            "agent, or give learn() defaults"
+        )
+    options: dict[str, Any] = {}
+    if "progress_bar" in known:
+        options["progress_bar"] = True
+    checkpoint = None
+    if folder is not None and "checkpoint" in known:
+        checkpoint = folder / f"{name.replace(':', '.')}.checkpoint.zip"
+        if checkpoint.exists():
+            _console.print(f"{name}: going on from {checkpoint}", highlight=False)
+        options["checkpoint"] = checkpoint
+    learn(**options)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+@app.command()
+def compare(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Agent to add: a name of `isac-gym agents`, module:Class, or a saved .zip "
+            "(repeatable)."
+        ),
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Compare only the agents given by --agent.")
+    ] = False,
+    scenario: ScenarioName = "paper",
+    settings: Settings = None,
+    channels: Channels = 2000,
+    evaluation_seed: EvaluationSeed = 7,
+    seed: Seed = 0,
+    output: Output = Path("results/compare"),
+) -> None:
+    """Train what needs training, evaluate all on one set of channels, print the table.
+
+    Writes compare.csv, compare.json (with settings and versions) and compare.png. A run that was
+    killed while training goes on from its checkpoint.
+    """
+    from isac_gym.evaluation import AgentResult
+    from isac_gym.evaluation import compare as compare_agents
+    from isac_gym.plotting import comparison_figure, save_figure
+    from isac_gym.policy import REGISTRY, agent_names, system_of
+
+    started = time.perf_counter()
+    # A console script does not look for modules where it is run.
+    sys.path.insert(0, str(Path.cwd()))
+    env = _make_env(scenario, settings)
+    control = system_of(env).scenario.control
+    names = [] if only else [name for name in agent_names(control) if name in REGISTRY]
+    if control == "beamforming" and not only:
+        # Equal powers along MRT directions are what the agent "mrt" does.
+        names.remove("equal-power")
+    names += [name for name in agent or [] if name not in names]
+    agents: dict[str, Any] = {}
+    try:
+        for name in names:
+            agents[name] = _agent(name, env, seed)
+            if name in REGISTRY and not REGISTRY[name].learns:
+                continue
+            if not name.endswith(".zip"):
+                _train(agents[name], name, output)
+        with _console.status("evaluating") as status:
+
+            def report(result: AgentResult) -> None:
+                status.update(f"evaluated {result.name}")
+
+            comparison = compare_agents(
+                agents, env, channels=channels, seed=evaluation_seed, callback=report
+            )
+    except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
+        _fail(error)
+    comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
+    comparison.settings["training_seed"] = seed
+    comparison.to_csv(output / "compare.csv")
+    comparison.to_json(output / "compare.json")
+    save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
+    wide = Console(width=max(_console.width, 132))
+    wide.print(comparison)
+    for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
+        wide.print(f"{content}: {output / f'compare.{ending}'}", highlight=False, soft_wrap=True)
+
+
+def _agent(name: str, env: Any, seed: int) -> Any:
+    from isac_gym.policy import REGISTRY, make_agent
+
+    if name.endswith(".zip"):
+        from isac_gym.agents import PrimalDual
+
+        return PrimalDual.load(name, env)
+    if name in REGISTRY and REGISTRY[name].learns:
+        return make_agent(name, env, seed=seed)
+    return make_agent(name, env)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A learning agent of `isac-gym agents`.")],
+    scenario: ScenarioName = "paper",
+    settings: Settings = None,
+    seed: Seed = 0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Gradient steps.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the agent.")] = Path(
+        "results/agent.zip"
+    ),
+) -> None:
+    """Train an agent and save it; goes on where a killed run of the same output was."""
+    from isac_gym.agents.trainer import TrainingError
+    from isac_gym.policy import REGISTRY, make_agent
+
+    if name not in REGISTRY or not REGISTRY[name].learns:
+        _fail(
+            f"agent must be one of {', '.join(k for k, v in REGISTRY.items() if v.learns)}, "
+            f"got {name!r}"
+        )
+    env = _make_env(scenario, settings)
+    checkpoint = output.with_suffix(".checkpoint.zip")
+    try:
+        learner: Any = make_agent(name, env, seed=seed)
+        learner.learn(
+            iterations, progress_bar=True, tensorboard_log=tensorboard, checkpoint=checkpoint
+        )
+    except (TypeError, ValueError, ImportError, TrainingError) as error:
+        _fail(error)
+    learner.save(output)
+    checkpoint.unlink(missing_ok=True)
+    _console.print(f"agent: {output}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    agent: Annotated[list[str], typer.Argument(help="Names, module:Class, or saved .zip files.")],
+    scenario: ScenarioName = "paper",
+    settings: Settings = None,
+    channels: Channels = 2000,
+    evaluation_seed: EvaluationSeed = 7,
+) -> None:
+    """Evaluate agents without training them, and print the table."""
+    from isac_gym.evaluation import compare as compare_agents
+
+    sys.path.insert(0, str(Path.cwd()))
+    env = _make_env(scenario, settings)
+    try:
+        agents = {name: _agent(name, env, 0) for name in agent}
+        comparison = compare_agents(agents, env, channels=channels, seed=evaluation_seed)
+    except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
+        _fail(error)
+    Console(width=max(_console.width, 132)).print(comparison)
+
+
+@app.command()
+def agents() -> None:
+    """List the agents that can be compared by name."""
+    from isac_gym.policy import REGISTRY, agent_names
+
+    table = Table("name", "learns", "control", "what it does")
+    for name in agent_names():
+        entry = REGISTRY.get(name)
+        if entry is None:
+            table.add_row(name, "", "", "from an installed package")
+        else:
+            learns = "yes" if entry.learns else ""
+            table.add_row(name, learns, ", ".join(sorted(entry.controls)), entry.description)
+    _console.print(table)
+
+
+@app.command()
+def scenarios() -> None:
+    """List the presets and their parameters."""
+    from isac_gym.scenario import PRESETS, Scenario
+
+    table = Table("parameter", *PRESETS)
+    for name in Scenario.field_names():
+        values = [getattr(preset, name) for preset in PRESETS.values()]
+        shown = [
+            str(value) if index == 0 or value != values[0] else "·"
+            for index, value in enumerate(values)
+        ]
+        table.add_row(name, *shown)
+    _console.print(table)
