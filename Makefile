@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= dev,rl,tensorboard
+EXTRAS ?= dev,fast,rl,tensorboard
 JOBS   ?= 2
 ARGS   ?=
 

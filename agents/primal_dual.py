@@ -81,12 +81,12 @@ class PrimalDualConfig:
 PRESETS: Final[Mapping[str, PrimalDualConfig]] = {
     "paper": PrimalDualConfig(),
     "tuned": PrimalDualConfig(
-        hidden_sizes=(128, 128),
-        iterations=1500,
+        hidden_sizes=(256, 256),
+        iterations=2000,
         batch_size=128,
-        learning_rate=3e-3,
-        final_learning_rate=3e-5,
-        dual_step_size=0.3,
+        learning_rate=5e-3,
+        final_learning_rate=1e-4,
+        dual_step_size=0.2,
         gradient_clip=5.0,
         relative_constraints=True,
         output="model_based",

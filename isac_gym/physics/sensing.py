@@ -4,7 +4,7 @@ With the phase reference at the centre of the array a fixed unitary makes every 
 real, so with S + jT = QᴴRQ the cross-correlation pattern is ãᵀSã' + j·ãᵀTã': two real products.
 The beampattern needs only the M lag sums of R. The literal L x L pattern is never held for a
 whole batch: blocks of it are made, reduced and, when gradients are wanted, differentiated while
-they are in the processor's cache.
+they are in the processor's cache (or in its registers: :mod:`isac_gym.physics.compiled`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from isac_gym.physics.compiled import CompiledPairs
 from isac_gym.physics.steering import (
     angular_grid,
     centred_real_steering,
@@ -28,6 +29,8 @@ from isac_gym.physics.steering import (
 )
 
 __all__ = ["SensingLoss", "SensingModel"]
+
+_PairSum: TypeAlias = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 _TILES = 4
 _CPU_BLOCK = 64
@@ -125,6 +128,9 @@ class SensingModel:
         real_steering = constant(centred_real_steering(grid, num_antennas, spacing))
         # A single matrix is bound by the number of operations, a batch by the arithmetic.
         self._plans = (_PairPlan(real_steering, 1), _PairPlan(real_steering, _TILES))
+        self._compiled = (
+            CompiledPairs(grid, num_antennas, spacing) if CompiledPairs.supports(grid) else None
+        )
         self._unitary = constant(realifying_unitary(num_antennas))
         self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
         self._lags, self._lag_pattern = map(constant, _lag_maps(grid, num_antennas, spacing))
@@ -178,10 +184,13 @@ class SensingModel:
         """
         if self.cross_correlation_form == "grid_abs":
             rotated = self._unitary_adjoint @ covariance @ self._unitary
-            plan = self._plans[rotated.numel() > self.num_antennas**2]
+            single_precision = rotated.dtype == torch.complex64 and rotated.device.type == "cpu"
+            summed: _PairSum = self._plans[rotated.numel() > self.num_antennas**2]
+            if single_precision and self._compiled is not None:
+                summed = self._compiled
             if not (torch.is_grad_enabled() and rotated.requires_grad):
-                return self._pairs * _pairwise_magnitude(rotated, plan, want_gradient=False)[0]
-            return self._pairs * _PairwiseMagnitude.apply(rotated, plan)  # type: ignore[no-any-return, no-untyped-call]
+                return self._pairs * summed(rotated, False)[0]
+            return self._pairs * _PairwiseMagnitude.apply(rotated, summed)  # type: ignore[no-any-return, no-untyped-call]
         if self.cross_correlation_form == "grid_sq":
             if pattern is None:
                 pattern = self.beampattern(covariance)
@@ -275,6 +284,10 @@ class _PairPlan:
         self.rows = max(high - low for low, high in bounds)
         self.area = max((high - low) * (length - low) for low, high in bounds)
 
+    def __call__(self, matrices: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Sum (...) for Z (..., M, M) and, if wanted, its gradient (..., M, M)."""
+        return _pairwise_magnitude(matrices, self, want_gradient)
+
 
 class _PairwiseMagnitude(torch.autograd.Function):
     """Σ_{l<m} abs(ã_lᵀ Z ã_m) for complex Z (..., M, M) and real ã (L, M).
@@ -284,8 +297,8 @@ class _PairwiseMagnitude(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, matrices: Tensor, plan: _PairPlan) -> Tensor:
-        value, gradient = _pairwise_magnitude(matrices, plan, ctx.needs_input_grad[0])
+    def forward(ctx: Any, matrices: Tensor, summed: _PairSum) -> Tensor:
+        value, gradient = summed(matrices.detach(), ctx.needs_input_grad[0])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return value

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+# `import reference` must find tests/reference.py from every folder below tests/.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# Test workers whose torch threads compete for the cores are many times slower.
+torch.set_num_threads(1)

@@ -1,0 +1,150 @@
+"""What an action means and what it earns, by hand: NumPy complex128, one environment at a time.
+
+Written from the description of the interface, without the package's codec or physics. H has shape
+(J, J, K, M), F (J, M_C, K), V (J, M_R, r), R (J, M_R, M_R), τ (J, K).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import reference
+
+from isac_gym import Scenario
+
+Complex = npt.NDArray[np.complex128]
+Real = npt.NDArray[np.float64]
+
+SMALL: dict[str, Any] = {
+    "num_users": 3,
+    "num_comm_antennas": 4,
+    "num_radar_antennas": 4,
+    "radar_power": 0.8,
+    "sensing_threshold": 0.2,
+    "target_angles_deg": (-50.0, 10.0),
+}
+"""A scenario whose dimensions all differ where they can, small enough for many tests."""
+
+
+def observed_channels(scenario: Scenario, observation: npt.ArrayLike) -> Complex:
+    """H from [Re H, Im H]."""
+    flat = np.asarray(observation, np.float64)
+    half = len(flat) // 2
+    cells = scenario.num_cells
+    shape = (cells, cells, scenario.num_users, scenario.num_antennas)
+    return (flat[:half] + 1j * flat[half:]).reshape(shape)
+
+
+def directions(scenario: Scenario, comm: Complex) -> Complex:
+    """Unit-norm columns for G (K, M_C)."""
+    users = len(comm)
+    if scenario.precoder_directions == "mrt":
+        columns = comm.conj().T
+    elif scenario.precoder_directions == "zf":
+        columns = comm.conj().T @ np.linalg.inv(comm @ comm.conj().T)
+    else:
+        loading = users * scenario.noise_power / scenario.comm_power
+        columns = comm.conj().T @ np.linalg.inv(comm @ comm.conj().T + loading * np.eye(users))
+    return np.asarray(columns / np.linalg.norm(columns, axis=0))
+
+
+def decode(
+    scenario: Scenario, action: npt.ArrayLike, estimates: Complex
+) -> tuple[Complex, Complex | None, Real]:
+    """F, R (None with the fixed radar) and τ (all ones unless users contend)."""
+    users, comm, radar = (
+        scenario.num_users,
+        scenario.num_comm_antennas,
+        scenario.num_radar_antennas,
+    )
+    streams = scenario.radar_streams or radar
+    numbers = np.asarray(action, np.float64).reshape(scenario.num_cells, -1)
+    precoders, covariances, accesses = [], [], []
+    for cell, entries in enumerate(numbers):
+        rest = list(entries)
+
+        def take(count: int, rest: list[float] = rest) -> Real:
+            taken = np.array(rest[:count])
+            del rest[:count]
+            return taken
+
+        powers = weights = None
+        if scenario.control == "power":
+            powers = scenario.comm_power * (take(users) + 1) / 2
+        elif scenario.control == "amplitude":
+            weights = take(comm * users).reshape(comm, users) + 0j
+        else:
+            weights = take(comm * users).reshape(comm, users) + 1j * take(comm * users).reshape(
+                comm, users
+            )
+        if scenario.radar == "learned":
+            waveform = take(radar * streams).reshape(radar, streams) + 1j * take(
+                radar * streams
+            ).reshape(radar, streams)
+            for row in waveform:
+                row[:] = row if np.any(row) else 1.0
+                row *= np.sqrt(scenario.radar_power / radar) / np.linalg.norm(row)
+            covariances.append(waveform @ waveform.conj().T)
+        access = np.ones(users)
+        if scenario.scheduling == "contention":
+            access = (take(users) > 0).astype(float)
+        assert not rest
+        if powers is not None:
+            own = estimates[cell, cell, :, radar:]
+            matrix = directions(scenario, own) * np.sqrt(powers)
+        else:
+            assert weights is not None
+            matrix = np.sqrt(scenario.comm_power) * weights
+        matrix = matrix * access
+        if scenario.power_limit == "project":
+            total = np.sum(np.abs(matrix) ** 2)
+            matrix = matrix * np.sqrt(min(1.0, scenario.comm_power / max(total, 1e-300)))
+        precoders.append(matrix)
+        accesses.append(access)
+    fixed = scenario.radar == "fixed"
+    return np.array(precoders), None if fixed else np.array(covariances), np.array(accesses)
+
+
+def earned(
+    scenario: Scenario, channels: Complex, precoders: Complex, covariances: Complex, access: Real
+) -> dict[str, Any]:
+    """The entries of ``info``, per station (J,) and per user (J, K)."""
+    ratio = reference.sinr(channels, precoders, covariances, scenario.noise_power)
+    rates = reference.spectral_efficiency(ratio)
+    losses = np.array(
+        [
+            reference.sensing_loss(
+                covariance,
+                scenario.antenna_spacing,
+                targets,
+                width=scenario.beam_width_deg,
+                form=scenario.cross_correlation,
+                scale=scenario.pattern_scale,
+            )
+            for covariance, targets in zip(covariances, scenario.targets_by_cell, strict=True)
+        ]
+    )
+    power = np.sum(np.abs(precoders) ** 2, axis=(1, 2))
+    found: dict[str, Any] = {
+        "sinr": ratio,
+        "comm_power": power,
+        "beampattern_error": losses[:, 0],
+        "cross_correlation": losses[:, 1],
+        "constraint_power": power / scenario.comm_power - 1,
+        "constraint_sensing": losses.sum(1) / scenario.sensing_threshold - 1,
+    }
+    if scenario.scheduling == "contention":
+        alone = access * (access.sum(1, keepdims=True) == 1)
+        rates = rates * alone
+        found["constraint_scheduling"] = access.sum(1) - 1
+    found["rates"] = rates
+    found["sum_rate"] = rates.sum()
+    total = 0.0
+    for name in ("power", "sensing", "scheduling"):
+        if f"constraint_{name}" in found:
+            found[f"cost_{name}"] = np.maximum(found[f"constraint_{name}"], 0).sum()
+            total += found[f"cost_{name}"]
+    found["cost"] = total
+    return found
