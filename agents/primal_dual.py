@@ -138,6 +138,7 @@ class PrimalDual(SystemPolicy):
                 f"unknown setting(s) {sorted(set(settings) - known)}; allowed are {sorted(known)}"
             )
         self.config = dataclasses.replace(PRESETS[preset], **settings)
+        self.title = f"primal-dual, {preset}"
         self.seed = seed
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -199,7 +200,7 @@ class PrimalDual(SystemPolicy):
             gradient_clip=config.gradient_clip,
             relative_constraints=config.relative_constraints,
         )
-        with reporting(progress_bar, tensorboard_log, callback, "training") as report:
+        with reporting(progress_bar, tensorboard_log, callback, self.title) as report:
             train(
                 self.network,
                 self.system,

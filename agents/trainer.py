@@ -257,17 +257,19 @@ def reporting(
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Remaining())
-        bar = Progress(*columns, TextColumn("{task.fields[state]}"))
+        columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), Remaining())
+        bar = Progress(*columns, TextColumn("{task.fields[state]}"), refresh_per_second=4)
         bar.start()
         task = bar.add_task(title, total=None, state="")
 
     def report(progress: TrainingProgress) -> bool | None:
         last = progress.iteration == progress.iterations
         if bar is not None and (last or progress.iteration % 10 == 0):
-            state = f"rate {progress.sum_rate:.2f}"
+            state = f"{progress.sum_rate:.2f} bit/s/Hz"
             for name, value in progress.constraints.items():
-                state += f"  {name} {value:+.1%} (λ {progress.multipliers[name]:.2g})"
+                multiplier = progress.multipliers[name]
+                if value > 1e-6 or multiplier > 0.0:
+                    state += f", {name} {value:+.1%} (λ {multiplier:.2g})"
             bar.update(task, total=progress.iterations, completed=progress.iteration, state=state)
         if writer is not None and (last or progress.iteration % 10 == 0):
             writer.add_scalar("train/sum_rate", progress.sum_rate, progress.iteration)

@@ -68,7 +68,8 @@ def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     excess = np.maximum(station_columns[:, : cells * len(constraints)], 0.0)
     info = {"cost": excess.sum(-1), "sum_rate": columns[:, -1]}
     for index, name in enumerate(constraints):
-        info[f"cost_{name}"] = excess[:, index * cells : (index + 1) * cells].sum(-1)
+        value = excess[:, index * cells : (index + 1) * cells]
+        info[f"cost_{name}"] = value[:, 0] if cells == 1 else value.sum(-1)
     for index, name in enumerate(stations):
         value = station_columns[:, index * cells : (index + 1) * cells]
         info[name] = value[:, 0] if cells == 1 else value

@@ -27,9 +27,11 @@ def comparison_figure(comparison: Comparison, system: ISACSystem) -> Figure:
         A matplotlib figure, not attached to any window.
     """
     scenario, grid = system.scenario, system.sensing.grid_deg.numpy()
-    figure = Figure(figsize=(11.0, 4.4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11.0, 5.4), dpi=120, layout="constrained")
     pattern_axes, rate_axes = figure.subplots(1, 2)
-    colours = mpl.colormaps["tab10"].colors + mpl.colormaps["Dark2"].colors  # type: ignore[attr-defined]
+    # Without the grey of tab10: the desired pattern is grey.
+    tableau, dark = (mpl.colormaps[name].colors for name in ("tab10", "Dark2"))  # type: ignore[attr-defined]
+    colours = [*tableau[:7], *tableau[8:], *dark[:7]]
     markers = "os^Dv<>pX*hP"
 
     desired = system.sensing.desired.cpu().numpy().reshape(scenario.num_cells, -1)[0]
@@ -59,8 +61,9 @@ def comparison_figure(comparison: Comparison, system: ISACSystem) -> Figure:
             label=f"{result.name} ({result.spectral_efficiency:.2f})",
         )
     for line, *names in shown.values():
-        text = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} others"
-        line.set_label(text)
+        line.set_label(
+            ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
+        )
     station = " of station 1" if scenario.num_cells > 1 else ""
     pattern_axes.set(
         title=f"Mean beampattern{station}",
@@ -70,7 +73,6 @@ def comparison_figure(comparison: Comparison, system: ISACSystem) -> Figure:
         ylim=(0, None),
     )
     pattern_axes.set_xticks(np.arange(-90, 91, 30))
-    pattern_axes.legend(fontsize="small", frameon=False)
 
     rate_axes.axvline(scenario.sensing_threshold, color="0.4", ls="--", lw=1)
     rate_axes.annotate(
@@ -88,10 +90,11 @@ def comparison_figure(comparison: Comparison, system: ISACSystem) -> Figure:
     )
     rate_axes.set_ylim(bottom=0)
     rate_axes.margins(x=0.12)
-    rate_axes.legend(fontsize="small", frameon=False)
     for axes in (pattern_axes, rate_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+        box = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        axes.legend(fontsize="small", frameon=False, **box)
     settings = comparison.settings
     figure.suptitle(
         f"K = {scenario.num_users}, M_C = {scenario.num_comm_antennas}, "

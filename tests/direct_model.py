@@ -19,13 +19,13 @@ Real = npt.NDArray[np.float64]
 
 SMALL: dict[str, Any] = {
     "num_users": 3,
-    "num_comm_antennas": 4,
+    "num_comm_antennas": 5,
     "num_radar_antennas": 4,
     "radar_power": 0.8,
     "sensing_threshold": 0.2,
     "target_angles_deg": (-50.0, 10.0),
 }
-"""A scenario whose dimensions all differ where they can, small enough for many tests."""
+"""A scenario whose dimensions all differ, small enough for many tests."""
 
 
 def observed_channels(scenario: Scenario, observation: npt.ArrayLike) -> Complex:

@@ -86,6 +86,30 @@ def sensing_loss(
     return error, cross_correlation(covariance, angles, targets, spacing, form)
 
 
+def sensing_gradient(
+    streams: Complex,
+    spacing: float,
+    targets: Sequence[float],
+    *,
+    width: float = 10.0,
+    form: Form = "grid_abs",
+    angles: Sequence[float] | Real = GRID,
+) -> Complex:
+    """Gradient of L_r(VVᴴ) with α = 1: ∂/∂Re V + j·∂/∂Im V, by the chain rule.
+
+    Each P_lm = a_lᴴ R a_m adds φ'(abs P_lm)·(P_lm/abs P_lm)·a_l a_mᴴ to the derivative by R.
+    """
+    covariance = streams @ streams.conj().T
+    vectors = steering(angles, len(streams), spacing)
+    error = beampattern(covariance, angles, spacing) - desired(angles, targets, width)
+    by_error = 2.0 / len(vectors) * (vectors.T * error) @ vectors.conj()
+    rows = steering(targets, len(streams), spacing) if form == "target_sq" else vectors
+    pairs = np.triu(patterns(covariance, rows), 1)
+    slopes = pairs / np.where(pairs == 0, 1.0, np.abs(pairs)) if form == "grid_abs" else 2 * pairs
+    by_cross = 2.0 / (len(rows) ** 2 - len(rows)) * rows.T @ slopes @ rows.conj()
+    return (2 * by_error + by_cross + by_cross.conj().T) @ streams
+
+
 def sinr(channels: Complex, precoders: Complex, covariances: Complex, noise: float) -> Real:
     """γ of every user, (J, K), from H (J, J, K, M), F (J, M_C, K) and R (J, M_R, M_R).
 

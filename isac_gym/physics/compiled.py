@@ -30,7 +30,7 @@ _Float = npt.NDArray[np.float32]
 
 
 class CompiledPairs:
-    """Σ over unordered pairs of grid directions of abs(ã_lᵀ Z ã_m), for Hermitian Z.
+    """Σ over unordered pairs of grid directions of abs(a_lᴴ R a_m), for Hermitian R.
 
     Args:
         grid_deg: Directions in degrees, strictly increasing and symmetric about 0.
@@ -61,7 +61,7 @@ class CompiledPairs:
         """Sum and, if wanted, its gradient.
 
         Args:
-            matrices: Z, Hermitian, complex64 on the CPU, shape (..., M, M).
+            matrices: R, Hermitian, complex64 on the CPU, shape (..., M, M).
             want_gradient: Whether the gradient is wanted.
 
         Returns:
@@ -113,6 +113,8 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
     import numba
 
     width = half + -half % _LANES
+    pairs = size // 2
+    root = np.float32(0.5**0.5)
     # No flag that assumes finite numbers: a diverging training must be seen as such.
     relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -132,22 +134,48 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
         p = np.empty((4, size), np.float32)
         q = np.empty((4, size), np.float32)
         planes = np.empty((2, size, size), np.float32)
+        turned = np.empty((2, size, size), np.float32)
+        half_turned = np.empty((2, size, size), np.float32)
         # Magnitudes, then four rows of even and four of odd parts: one array with distances known
         # to the compiler, which otherwise could not rule out that the rows overlap.
         work = np.zeros(9 * width, np.float32)
         for b in range(matrices.shape[0]):
             total = 0.0
+            # QᴴRQ by the butterflies that Q consists of: columns, then rows.
+            for m in range(size):
+                for k in range(pairs):
+                    low, high, sine = pairs - 1 - k, size - pairs + k, size - pairs + k
+                    a, c = matrices[b, m, low, 0], matrices[b, m, low, 1]
+                    d, f = matrices[b, m, high, 0], matrices[b, m, high, 1]
+                    half_turned[0, m, k] = root * (a + d)
+                    half_turned[1, m, k] = root * (c + f)
+                    half_turned[0, m, sine] = root * (c - f)
+                    half_turned[1, m, sine] = root * (d - a)
+                if size % 2:
+                    half_turned[0, m, pairs] = matrices[b, m, pairs, 0]
+                    half_turned[1, m, pairs] = matrices[b, m, pairs, 1]
+            for k in range(pairs):
+                low, high, sine = pairs - 1 - k, size - pairs + k, size - pairs + k
+                for n in range(size):
+                    a, c = half_turned[0, low, n], half_turned[1, low, n]
+                    d, f = half_turned[0, high, n], half_turned[1, high, n]
+                    turned[0, k, n] = root * (a + d)
+                    turned[1, k, n] = root * (c + f)
+                    turned[0, sine, n] = root * (f - c)
+                    turned[1, sine, n] = root * (a - d)
+            if size % 2:
+                turned[:, pairs] = half_turned[:, pairs]
             planes[:] = zero
             for i in range(half):
                 both = i > 0 or not has_zero
                 for n in range(size):
                     x = y = z = t = zero
                     for m in range(cosines):
-                        x += rows[i, m] * matrices[b, m, n, 0]
-                        y += rows[i, m] * matrices[b, m, n, 1]
+                        x += rows[i, m] * turned[0, m, n]
+                        y += rows[i, m] * turned[1, m, n]
                     for m in range(cosines, size):
-                        z += rows[i, m] * matrices[b, m, n, 0]
-                        t += rows[i, m] * matrices[b, m, n, 1]
+                        z += rows[i, m] * turned[0, m, n]
+                        t += rows[i, m] * turned[1, m, n]
                     p[0, n] = x + z
                     p[1, n] = y + t
                     p[2, n] = x - z if both else zero
@@ -229,8 +257,31 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
                             planes[1, m, n] += a * (q[1, n] + sign * q[3, n])
             value[b] = total
             if want_gradient:
-                gradient[b, :, :, 0] = planes[0]
-                gradient[b, :, :, 1] = planes[1]
+                for m in range(size):
+                    for k in range(pairs):
+                        low, high, sine = pairs - 1 - k, size - pairs + k, size - pairs + k
+                        a, c = planes[0, m, k], planes[1, m, k]
+                        d, f = planes[0, m, sine], planes[1, m, sine]
+                        half_turned[0, m, low] = root * (a - f)
+                        half_turned[1, m, low] = root * (c + d)
+                        half_turned[0, m, high] = root * (a + f)
+                        half_turned[1, m, high] = root * (c - d)
+                    if size % 2:
+                        half_turned[0, m, pairs] = planes[0, m, pairs]
+                        half_turned[1, m, pairs] = planes[1, m, pairs]
+                for k in range(pairs):
+                    low, high, sine = pairs - 1 - k, size - pairs + k, size - pairs + k
+                    for n in range(size):
+                        a, c = half_turned[0, k, n], half_turned[1, k, n]
+                        d, f = half_turned[0, sine, n], half_turned[1, sine, n]
+                        gradient[b, low, n, 0] = root * (a + f)
+                        gradient[b, low, n, 1] = root * (c - d)
+                        gradient[b, high, n, 0] = root * (a - f)
+                        gradient[b, high, n, 1] = root * (c + d)
+                if size % 2:
+                    for n in range(size):
+                        gradient[b, pairs, n, 0] = half_turned[0, pairs, n]
+                        gradient[b, pairs, n, 1] = half_turned[1, pairs, n]
 
     options: dict[str, Any] = {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,8 +50,8 @@ def radar_interference(radar_channels: Tensor, streams: Tensor) -> Tensor:
     Returns:
         Real tensor (..., K), in W, never negative.
     """
-    received: Tensor = torch.linalg.vector_norm(radar_channels @ streams, dim=-1)
-    return received.square()
+    received = torch.view_as_real(radar_channels @ streams)
+    return received.square().sum((-2, -1))
 
 
 def link_powers(channels: Tensor, precoders: Tensor, streams: Tensor) -> LinkPowers:
@@ -89,12 +90,20 @@ def link_powers(channels: Tensor, precoders: Tensor, streams: Tensor) -> LinkPow
     else:
         own = received.diagonal(dim1=-4, dim2=-3).movedim(-1, -3)
         own_radar = radar.diagonal(dim1=-3, dim2=-2).mT
-        others = 1.0 - torch.eye(cells, dtype=radar.dtype, device=radar.device)
+        others = _off_diagonal(cells, radar.dtype, radar.device)
         intercell = ((received.sum(-1) + radar) * others[..., None]).sum(-3)
     signal = own.diagonal(dim1=-2, dim2=-1)
     # Summed without the signal, not subtracted from the total: no cancellation at high SINR.
-    multiuser = (own - torch.diag_embed(signal)).sum(-1)
+    multiuser = (own * _off_diagonal(users, own.dtype, own.device)).sum(-1)
     return LinkPowers(signal=signal, multiuser=multiuser, radar=own_radar, intercell=intercell)
+
+
+@lru_cache(maxsize=32)
+def _off_diagonal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the diagonal, ones elsewhere."""
+    # Not an inference tensor even if first asked for in inference mode: training uses it too.
+    with torch.inference_mode(False):
+        return 1.0 - torch.eye(size, dtype=dtype, device=device)
 
 
 def sinr(powers: LinkPowers, noise_power: float | Tensor) -> Tensor:

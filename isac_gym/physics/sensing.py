@@ -183,14 +183,18 @@ class SensingModel:
             Real tensor (...), in W or W².
         """
         if self.cross_correlation_form == "grid_abs":
-            rotated = self._unitary_adjoint @ covariance @ self._unitary
-            single_precision = rotated.dtype == torch.complex64 and rotated.device.type == "cpu"
-            summed: _PairSum = self._plans[rotated.numel() > self.num_antennas**2]
-            if single_precision and self._compiled is not None:
-                summed = self._compiled
-            if not (torch.is_grad_enabled() and rotated.requires_grad):
-                return self._pairs * summed(rotated, False)[0]
-            return self._pairs * _PairwiseMagnitude.apply(rotated, summed)  # type: ignore[no-any-return, no-untyped-call]
+            if (
+                self._compiled is not None
+                and covariance.dtype == torch.complex64
+                and covariance.device.type == "cpu"
+            ):
+                summed: _PairSum = self._compiled
+            else:
+                summed = self._plans[covariance.numel() > self.num_antennas**2]
+                covariance = self._unitary_adjoint @ covariance @ self._unitary
+            if not (torch.is_grad_enabled() and covariance.requires_grad):
+                return self._pairs * summed(covariance, False)[0]
+            return self._pairs * _PairwiseMagnitude.apply(covariance, summed)  # type: ignore[no-any-return, no-untyped-call]
         if self.cross_correlation_form == "grid_sq":
             if pattern is None:
                 pattern = self.beampattern(covariance)

@@ -51,9 +51,11 @@ def normalise_rows(streams: Tensor, power: float) -> Tensor:
     # Far below the resolution of any entry that matters, yet it makes a zero row uniform without
     # a branch, and keeps the gradient finite there.
     filled = streams + 1e-18
-    norm = torch.linalg.vector_norm(filled, dim=-1, keepdim=True)
-    scaled: Tensor = filled * ((power / streams.shape[-2]) ** 0.5 / norm)
-    return scaled
+    # Norms of the real parts: those of complex tensors are not vectorised.
+    parts = torch.view_as_real(filled).flatten(-2)
+    norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+    scaled = parts * ((power / streams.shape[-2]) ** 0.5 / norm)
+    return torch.view_as_complex(scaled.unflatten(-1, (-1, 2)))
 
 
 def _design(
