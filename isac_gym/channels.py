@@ -238,16 +238,18 @@ class FileChannels(ChannelModel):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        samples = _load_samples(self.path)
-        if samples.ndim == 3:
-            samples = samples[:, None, None]
+        loaded = _load_samples(self.path)
+        if loaded.ndim == 3:
+            loaded = loaded[:, None, None]
+        with np.errstate(over="ignore"):  # what overflows is found below
+            samples = loaded.astype(np.complex64)
         bad = np.argwhere(~np.isfinite(samples))
         if len(bad):
             raise ValueError(
-                f"{self.path}: channels must be finite, got {samples[tuple(bad[0])]} at index "
+                f"{self.path}: channels must be finite, got {loaded[tuple(bad[0])]} at index "
                 f"{tuple(int(i) for i in bad[0])} of shape {samples.shape}"
             )
-        self.samples: Complex = samples.astype(np.complex64)
+        self.samples: Complex = samples
 
     def __repr__(self) -> str:
         return f"FileChannels({str(self.path)!r})"
@@ -270,15 +272,14 @@ class FileChannels(ChannelModel):
 def _load_samples(path: Path) -> npt.NDArray[Any]:
     allowed = "a .npy file, or an .npz file with an array 'channels' or a single array"
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
                 name = "channels" if "channels" in loaded.files else loaded.files[0]
                 if name != "channels" and len(loaded.files) > 1:
                     raise ValueError(f"found the arrays {loaded.files}")
-                samples = loaded[name]
-        else:
-            samples = loaded
+                loaded = loaded[name]
+            samples = np.asarray(loaded)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
@@ -292,7 +293,7 @@ def _load_samples(path: Path) -> npt.NDArray[Any]:
             f"{path}: channels must be a non-empty numeric array of shape (N, K, M) or "
             f"(N, J, J, K, M), got shape {samples.shape} and dtype {samples.dtype}"
         )
-    return np.asarray(samples)
+    return samples
 
 
 def _between_cells(channels: Complex, links: Links) -> Complex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -261,3 +262,45 @@ def scenarios() -> None:
         ]
         table.add_row(name, *shown)
     _console.print(table)
+
+
+@app.command()
+def bench(
+    scenario: ScenarioName = "paper",
+    settings: Settings = None,
+    num_envs: Annotated[int, typer.Option(min=1, help="Size of the batch.")] = 1024,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 3.0,
+) -> None:
+    """Measure steps per second of the single and the batched environment on this machine."""
+    import gymnasium as gym
+    import torch
+
+    from isac_gym.physics.compiled import CompiledPairs
+    from isac_gym.policy import system_of
+
+    env = _make_env(scenario, settings)
+    envs = gym.make_vec("ISAC-MISO-v0", num_envs=num_envs, scenario=system_of(env).scenario)
+    table = Table("environment", "env-steps/s, median", "best")
+    for title, each, stepped in (("single", 1, env), (f"batch of {num_envs}", num_envs, envs)):
+        stepped.reset(seed=0)
+        stepped.action_space.seed(0)
+        action = stepped.action_space.sample()
+        for _ in range(3):
+            stepped.step(action)
+        times: list[float] = []
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            begin = time.perf_counter()
+            if each == 1 and stepped.step(action)[3]:
+                stepped.reset()
+            elif each > 1:
+                stepped.step(action)
+            times.append(time.perf_counter() - begin)
+        table.add_row(title, f"{each / statistics.median(times):,.0f}", f"{each / min(times):,.0f}")
+    compiled = CompiledPairs.supports(system_of(env).sensing.grid_deg)
+    _console.print(table)
+    _console.print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, sensing loss "
+        f"{'compiled' if compiled else 'in tensor operations'}",
+        highlight=False,
+    )

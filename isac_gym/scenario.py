@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 __all__ = [
@@ -205,7 +205,10 @@ class Scenario:
         put("target_angles_deg", self._checked_targets())
 
     def _checked_targets(self) -> Angles | tuple[Angles, ...]:
-        name, value = "target_angles_deg", self.target_angles_deg
+        name = "target_angles_deg"
+        value: Any = self.target_angles_deg
+        if isinstance(value, Iterator):
+            value = tuple(value)
         nested = isinstance(value, Iterable) and any(
             isinstance(entry, Iterable) and not isinstance(entry, (str, bytes)) for entry in value
         )

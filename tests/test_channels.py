@@ -119,7 +119,8 @@ def test_no_paths_between_cells_without_intercell_gain() -> None:
 @pytest.mark.parametrize("doppler", [0.0, 0.01, 0.1, 0.3, 0.3827, 0.5])
 def test_correlation_is_the_bessel_function_of_jakes_model(doppler: float) -> None:
     expected = j0(2 * np.pi * doppler)
-    assert GaussMarkovChannel(doppler).correlation == pytest.approx(expected, abs=1e-13)
+    # Far below the resolution of the single-precision channels that it multiplies.
+    assert GaussMarkovChannel(doppler).correlation == pytest.approx(expected, abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -477,10 +478,9 @@ class Payload:
         self.witness = witness
 
     def __reduce__(self) -> Any:
-        return (open, (str(self.witness), "x"))
+        return (Path.touch, (self.witness,))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["npy", "npz", "pickle"])
 def test_pickled_objects_are_refused_and_not_executed(tmp_path: Path, kind: str) -> None:
     witness = tmp_path / "executed"
@@ -488,9 +488,9 @@ def test_pickled_objects_are_refused_and_not_executed(tmp_path: Path, kind: str)
     array[:] = Payload(witness)
     path = tmp_path / f"some.{'npz' if kind == 'npz' else 'npy'}"
     if kind == "npy":
-        np.save(path, array, allow_pickle=True)
+        np.save(path, array)
     elif kind == "npz":
-        np.savez(path, channels=array, allow_pickle=True)
+        np.savez(path, channels=array)
     else:
         path.write_bytes(pickle.dumps(array))
     assert not witness.exists()

@@ -253,7 +253,9 @@ def test_projection_is_exact_at_and_inside_the_budget(control: str, budget: floa
 def test_encode_needs_every_part() -> None:
     wanted = {
         name: torch.from_numpy(value)
-        for name, value in transmitted(scenario_of("power", "learned", "contention", "cost")).items()
+        for name, value in transmitted(
+            scenario_of("power", "learned", "contention", "cost")
+        ).items()
     }
     for control, part in (("power", "powers"), ("amplitude", "precoders")):
         codec = codec_of(scenario_of(control, "learned", "contention", "cost"))

@@ -172,9 +172,7 @@ def test_contention_gradient_reaches_the_access_variables(control: str) -> None:
 def test_gradient_reaches_every_input_that_matters() -> None:
     system = make("beamforming", "learned", "all", "project", torch.float64)
     rng = np.random.default_rng(0)
-    action = torch.tensor(
-        rng.uniform(-1, 1, (2, system.codec.action_size)), requires_grad=True
-    )
+    action = torch.tensor(rng.uniform(-1, 1, (2, system.codec.action_size)), requires_grad=True)
     channels = channels_of(system, 2).requires_grad_(True)
     outcome = system.step(channels, action)
     gradients = torch.autograd.grad(outcome.sum_rate.sum(), (action, channels))

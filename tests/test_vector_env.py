@@ -213,7 +213,9 @@ def test_info_has_the_structure_of_a_synchronous_vector_of_single_environments()
     native = make_vec(num, **SMALL, episode_length=length, scheduling="contention")
     loop = SyncVectorEnv(
         [
-            lambda: gym.make("ISAC-MISO-v0", **SMALL, episode_length=length, scheduling="contention")
+            lambda: gym.make(
+                "ISAC-MISO-v0", **SMALL, episode_length=length, scheduling="contention"
+            )
             for _ in range(num)
         ],
         autoreset_mode=AutoresetMode.SAME_STEP,
@@ -346,12 +348,8 @@ def test_options_that_a_batch_does_not_know_are_not_ignored() -> None:
     envs = make_vec(2, **SMALL)
     envs.reset(seed=0)
     channels = np.ones((2, 3, 9), np.complex64)
-    try:
-        observations, _ = envs.reset(options={"channels": channels})
-    except (TypeError, ValueError) as error:
-        assert "channels" in str(error)
-    else:
-        assert np.all(observations[:, :27] == 1.0)
+    with pytest.raises((TypeError, ValueError), match="channels"):
+        envs.reset(options={"channels": channels})
 
 
 def test_what_is_handed_out_belongs_to_the_caller() -> None:

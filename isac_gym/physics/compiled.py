@@ -95,7 +95,8 @@ class CompiledPairs:
         total = torch.from_numpy(value).view(matrices.shape[:-2])
         if not want_gradient:
             return total, None
-        return total, torch.view_as_complex(torch.from_numpy(gradient)).view(matrices.shape)
+        merged = gradient.view(np.complex64)[..., 0]
+        return total, torch.from_numpy(merged).view(matrices.shape)
 
 
 @lru_cache(maxsize=4)
@@ -128,8 +129,9 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
     ) -> None:
         zero = np.float32(0.0)
         one = np.float32(1.0)
-        # Keeps the weight of a vanishing magnitude finite; its numerator is zero.
-        tiny = np.float32(1e-30)
+        # Keeps the weight of a vanishing magnitude finite. Above the root of the smallest normal
+        # number, so that a magnitude whose square underflows has a weight of at most 1.
+        tiny = np.float32(2e-19)
         # Row vectors ãᵀZ for +θ (0 real, 1 imaginary) and -θ (2, 3), and their gradients.
         p = np.empty((4, size), np.float32)
         q = np.empty((4, size), np.float32)

@@ -200,7 +200,8 @@ class SensingModel:
                 pattern = self.beampattern(covariance)
             product = covariance @ self._gram
             trace = (product * product.mT).real.sum((-2, -1))
-            return 0.5 * self._pairs * (trace - pattern.square().sum(-1))
+            # A difference of sums: rounding may leave it just below zero.
+            return 0.5 * self._pairs * (trace - pattern.square().sum(-1)).clamp_min(0.0)
         return self._target_correlation(covariance)
 
     def _target_correlation(self, covariance: Tensor) -> Tensor:
@@ -329,7 +330,7 @@ def _pairwise_magnitude(
         real, imaginary = parts.chunk(2)
         value = real.add_(imaginary).sqrt_().view(-1).dot(above)
         return value.view(matrices.shape[:-2]), None
-    block = min(batch, _CPU_BLOCK if stacked.device.type == "cpu" else _GPU_BLOCK)
+    block = min(max(batch, 1), _CPU_BLOCK if stacked.device.type == "cpu" else _GPU_BLOCK)
     # One workspace for all blocks: fresh memory for each would cost more than the arithmetic.
     rows_space = stacked.new_empty(2 * block * plan.rows * size)
     tile_space = stacked.new_empty(2 * block * plan.area)

@@ -121,14 +121,14 @@ def test_two_antennas_by_exhaustive_search(
 ) -> None:
     # R is P_R/2·[[1, z], [z*, 1]] with abs(z) <= 1, so that the floor is a search over a disc.
     power, floor = 2.0, np.inf
-    for radius in np.linspace(0.0, 1.0, 21):
-        for phase in np.linspace(0.0, 2 * np.pi, 36, endpoint=False):
+    for radius in np.linspace(0.0, 1.0, 13):
+        for phase in np.linspace(0.0, 2 * np.pi, 24, endpoint=False):
             z = radius * np.exp(1j * phase)
             covariance = power / 2 * np.array([[1.0, z], [z.conjugate(), 1.0]])
             floor = min(floor, sum(reference.sensing_loss(covariance, 0.5, targets, form=form)))
     found = design(num_antennas=2, targets_deg=targets, power=power, cross_correlation=form)
     assert found.loss <= floor + 1e-9
-    # The search is within 0.05 in radius and phase of the optimum.
+    # The search comes within 0.05 of the best radius and 0.14 rad of the best phase.
     assert found.loss >= floor - 0.02
     assert found.lower_bound <= floor
 
@@ -191,9 +191,6 @@ def check(threshold: float, **changes: Any) -> None:
     ("changes", "floor"),
     [
         ({}, 0.099),
-        ({"targets_deg": (-40.0, 0.0, 40.0)}, 0.069),
-        ({"targets_deg": (-50.0, 0.0, 70.0)}, 0.106),
-        ({"num_antennas": 10, "streams": 10}, 0.118),
         ({"num_antennas": 1, "streams": 1, "power": 1e-3}, None),
         ({"num_antennas": 3, "streams": 3, "power": 300.0}, None),
         ({"num_antennas": 5, "streams": 2}, None),

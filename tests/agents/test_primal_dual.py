@@ -1,0 +1,468 @@
+"""Primal-dual learning: the paper's settings, convergence, seeds, checkpoints, failures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import direct_model
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from direct_model import SMALL
+
+from isac_gym import ChannelModel, RayleighChannel
+from isac_gym.agents import PrimalDual, PrimalDualConfig
+from isac_gym.agents.primal_dual import PRESETS
+from isac_gym.agents.trainer import TrainingError, TrainingProgress
+from isac_gym.baselines import MRT, EqualPower
+from isac_gym.channels import ChannelProcess, Complex, Links
+from isac_gym.evaluation import compare
+
+TOY: dict[str, Any] = {
+    "num_users": 2,
+    "num_comm_antennas": 4,
+    "num_radar_antennas": 4,
+    "radar_power": 0.8,
+    "target_angles_deg": (-50.0, 10.0),
+    "sensing_threshold": 0.16,
+}
+
+
+def make(**changes: Any) -> gym.Env[Any, Any]:
+    return gym.make("ISAC-MISO-v0", **{**TOY, **changes})
+
+
+def quick(env: gym.Env[Any, Any], seed: int = 0, **settings: Any) -> PrimalDual:
+    defaults: dict[str, Any] = {
+        "hidden_sizes": (16,),
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "dual_step_size": 0.1,
+    }
+    return PrimalDual(env, "paper", seed=seed, **{**defaults, **settings})
+
+
+def weights(agent: PrimalDual) -> dict[str, npt.NDArray[Any]]:
+    found = {name: value.numpy().copy() for name, value in agent.network.state_dict().items()}
+    return found | {f"dual {name}": v.numpy().copy() for name, v in agent.duals.values.items()}
+
+
+def same(first: PrimalDual, second: PrimalDual) -> bool:
+    left, right = weights(first), weights(second)
+    return set(left) == set(right) and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+# The paper's settings
+
+
+def test_preset_paper_is_the_papers() -> None:
+    paper = PRESETS["paper"]
+    assert paper.iterations == 2000
+    assert paper.batch_size == 32
+    assert paper.learning_rate == 1e-4
+    assert paper.dual_step_size == 1e-4
+    assert paper.final_learning_rate is None
+    assert paper.gradient_clip is None
+    assert not paper.relative_constraints
+    assert paper.output == "direct"
+
+
+@pytest.mark.parametrize("users", [2, 5])
+def test_preset_paper_has_layers_of_2k_3k_2k(users: int) -> None:
+    env = make(num_users=users)
+    agent = PrimalDual(env, "paper")
+    shapes = [tuple(p.shape) for p in agent.network.parameters() if p.ndim == 2]
+    inputs, outputs = env.observation_space.shape[0], env.action_space.shape[0]
+    sizes = [inputs, 2 * users, 3 * users, 2 * users, outputs]
+    assert shapes == [(after, before) for before, after in itertools.pairwise(sizes)]
+    for name, parameter in agent.network.named_parameters():
+        if parameter.ndim == 1:
+            assert (parameter == 0.01).all(), name
+        else:
+            assert parameter.abs().max() <= 2 * parameter.shape[1] ** -0.5 * (1 + 1e-6)
+
+
+def test_one_iteration_by_hand() -> None:
+    """Batch, multiplier and first Adam step, from the seed alone and in double precision."""
+    env = make()
+    scenario = env.unwrapped.scenario
+    agent = quick(env, seed=4, batch_size=6, dual_step_size=0.25)
+    before = {name: p.detach().clone() for name, p in agent.network.named_parameters()}
+    process = ChannelProcess(RayleighChannel(), scenario, 6)
+    process.start(np.random.default_rng(4))
+    rates, excess = [], []
+    for H in process.channels:
+        observation = np.concatenate([H.real.ravel(), H.imag.ravel()])
+        action, _ = agent.predict(observation)
+        F, R, access = direct_model.decode(scenario, action, H)
+        assert R is not None
+        paid = direct_model.earned(scenario, H.astype(np.complex128), F, R, access)
+        rates.append(paid["sum_rate"])
+        excess.append(paid["constraint_sensing"][0] * scenario.sensing_threshold)
+    seen: list[TrainingProgress] = []
+    agent.learn(1, callback=seen.append)  # type: ignore[arg-type]
+    (progress,) = seen
+    assert (progress.iteration, progress.iterations) == (1, 1)
+    assert progress.sum_rate == pytest.approx(np.mean(rates), rel=1e-4)
+    assert progress.constraints["sensing"] == pytest.approx(np.mean(excess) / 0.16, rel=1e-4)
+    # The preset's multipliers weigh the plain excess L_r - ε.
+    assert np.mean(excess) > 0
+    assert agent.duals.values["sensing"].item() == pytest.approx(0.25 * np.mean(excess), rel=1e-4)
+    assert agent.duals.values["power"].item() == 0.0
+    # Adam's first step has the length of the learning rate in every weight with a gradient.
+    for name, parameter in agent.network.named_parameters():
+        moved = (parameter.detach() - before[name]).abs()
+        assert moved.max() <= 1e-3 * 1.001
+        assert moved.median() == pytest.approx(1e-3, rel=1e-2) or (moved == 0).float().mean() > 0.2
+    assert any((p.detach() != before[n]).any() for n, p in agent.network.named_parameters())
+
+
+def test_relative_constraints_weigh_excess_over_limit() -> None:
+    env = make()
+    plain, relative = (quick(env, relative_constraints=flag).learn(1) for flag in (False, True))
+    ratio = relative.duals.values["sensing"] / plain.duals.values["sensing"]
+    assert ratio.item() == pytest.approx(1 / 0.16, rel=1e-5)
+
+
+# Convergence
+
+
+def test_learning_meets_the_constraint_and_beats_the_uncoordinated_precoder() -> None:
+    env = make()
+    settings = {
+        "hidden_sizes": (64, 64),
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "dual_step_size": 0.3,
+        "relative_constraints": True,
+    }
+    first = quick(env, **settings)
+    trained = quick(env, **settings).learn(600)
+    table = compare({"first": first, "trained": trained, "mrt": MRT(env)}, env, channels=500)
+    assert table["first"].sensing_loss_mean > 1.2 * 0.16
+    assert table["trained"].sensing_loss_mean < 1.02 * 0.16
+    assert table["trained"].mean_cost < 0.1 * table["first"].mean_cost
+    assert table["trained"].confidence_low > 2 * table["first"].confidence_high
+    assert table["trained"].spectral_efficiency > table["mrt"].spectral_efficiency
+    # No precoder earns more than every user alone, without any interference.
+    bound = np.mean(
+        [
+            sum(np.log2(1 + 10.0 * np.sum(np.abs(g) ** 2)) for g in H[:, 4:])
+            for H in sample(env, 500)
+        ]
+    )
+    assert table["trained"].spectral_efficiency < bound
+
+
+def sample(env: gym.Env[Any, Any], count: int) -> Complex:
+    process = ChannelProcess(env.unwrapped.channel_model, env.unwrapped.scenario, count)
+    process.start(np.random.default_rng(7))
+    return process.channels[:, 0, 0]
+
+
+def test_the_power_multiplier_brings_the_power_to_the_budget() -> None:
+    env = make(power_limit="cost", radar="fixed", sensing_threshold=0.3)
+    step = 0.05
+    settings = {
+        "hidden_sizes": (64,),
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "dual_step_size": step,
+        "relative_constraints": True,
+    }
+    excess: list[float] = []
+    agent = quick(env, **settings)
+    agent.learn(600, callback=lambda progress: excess.append(progress.constraints["power"]))
+    multiplier = agent.duals.values["power"].item()
+    assert max(excess) > 0.5
+    assert abs(np.mean(excess[-100:])) < 0.05
+    # Rate grows with power, so the budget binds and has a price.
+    assert multiplier > 0.5
+    # Projected ascent from zero bounds the summed excess by λ/η.
+    assert sum(excess) <= multiplier / step + 1e-3
+
+
+def test_power_control_comes_close_to_the_best_powers_found_by_search() -> None:
+    env = make(control="power", radar="fixed", sensing_threshold=0.3)
+    settings = {"hidden_sizes": (64, 64), "batch_size": 64, "output": "model_based"}
+    agent = quick(env, learning_rate=1e-2, final_learning_rate=1e-4, **settings).learn(300)
+    table = compare({"learned": agent, "equal": EqualPower(env)}, env, channels=400)
+    scenario = env.unwrapped.scenario
+    V = env.unwrapped.system.best_streams()[0].numpy().astype(np.complex128)
+    grid = np.linspace(0, 1, 41)
+    p, q = (part.ravel() for part in np.meshgrid(grid, grid))
+    p, q = p[p + q <= 1 + 1e-9], q[p + q <= 1 + 1e-9]
+    best = []
+    for H in sample(env, 400).astype(np.complex128):
+        f, g = H[:, :4], H[:, 4:]
+        noise = scenario.noise_power + np.sum(np.abs(f @ V) ** 2, -1)
+        gains = np.abs(g @ direct_model.directions(scenario, g)) ** 2
+        first = p * gains[0, 0] / (q * gains[0, 1] + noise[0])
+        second = q * gains[1, 1] / (p * gains[1, 0] + noise[1])
+        best.append(np.max(np.log2(1 + first) + np.log2(1 + second)))
+    optimum = np.mean(best)
+    equal, learned = (table[name].spectral_efficiency for name in ("equal", "learned"))
+    assert equal < 0.95 * optimum
+    assert 0.96 * optimum < learned < 1.002 * optimum
+
+
+# Seeds and interruptions
+
+
+@pytest.mark.parametrize("output", ["direct", "model_based"])
+def test_the_same_seed_gives_the_same_weights(output: str) -> None:
+    env = make()
+    first, second, other = (quick(env, seed=seed, output=output).learn(20) for seed in (1, 1, 2))
+    assert same(first, second)
+    assert not same(first, other)
+    assert not same(first, quick(env, seed=1, output=output))
+
+
+def test_training_does_not_depend_on_what_the_environment_did_before() -> None:
+    fresh, used = make(), make()
+    used.reset(seed=3)
+    used.step(used.action_space.sample())
+    torch.manual_seed(99)
+    assert same(quick(fresh).learn(10), quick(used).learn(10))
+
+
+@pytest.mark.parametrize("output", ["direct", "model_based"])
+@pytest.mark.parametrize("stop_at", [15, 20, 29])
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(
+    tmp_path: Path, output: str, stop_at: int
+) -> None:
+    settings = {"output": output, "final_learning_rate": 1e-5, "gradient_clip": 1.0}
+    env = make(csi_error_variance=0.1, num_cells=2)
+    whole = quick(env, **settings).learn(30)
+    checkpoint = tmp_path / "training.zip"
+
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.iteration == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(env, **settings).learn(
+            30, callback=interrupt, checkpoint=checkpoint, checkpoint_every=10
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["training.zip"]
+    iterations: list[int] = []
+    resumed = quick(env, **settings).learn(
+        30,
+        callback=lambda progress: iterations.append(progress.iteration),
+        checkpoint=checkpoint,
+        checkpoint_every=10,
+    )
+    assert iterations[0] == stop_at // 10 * 10 + 1
+    assert iterations[-1] == 30
+    assert same(resumed, whole)
+    # What comes after the training continues alike, too.
+    assert same(resumed.learn(3), whole.learn(3))
+
+
+def test_a_finished_checkpoint_is_not_trained_again(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.zip"
+    env = make()
+    whole = quick(env).learn(12, checkpoint=checkpoint)
+    calls: list[Any] = []
+    again = quick(env).learn(12, checkpoint=checkpoint, callback=calls.append)  # type: ignore[arg-type]
+    assert calls == []
+    assert same(again, whole)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda env: quick(env, learning_rate=2e-3),
+        lambda env: quick(env, batch_size=9),
+        lambda env: quick(make(snr_db=3.0)),
+        lambda env: quick(make(num_users=3)),
+        lambda env: quick(env, hidden_sizes=(17,)),
+        lambda env: quick(env, output="model_based"),
+        lambda env: quick(env, dual_step_size=0.3),
+        lambda env: quick(env, seed=1),
+    ],
+    ids=["rate", "batch", "snr", "users", "layers", "output", "dual-step", "seed"],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, other: Callable[[Any], PrimalDual]
+) -> None:
+    checkpoint = tmp_path / "training.zip"
+    env = make()
+    quick(env).learn(5, checkpoint=checkpoint)
+    content = checkpoint.read_bytes()
+    agent = other(env)
+    with pytest.raises(ValueError, match=r"training\.zip"):
+        agent.learn(5, checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == content
+
+
+def test_a_callback_can_end_the_training() -> None:
+    env = make()
+    seen: list[int] = []
+
+    def stop(progress: TrainingProgress) -> bool:
+        seen.append(progress.iteration)
+        return progress.iteration < 7
+
+    assert same(quick(env).learn(50, callback=stop), quick(env).learn(7))
+    assert seen == list(range(1, 8))
+
+
+# Failures
+
+
+@dataclasses.dataclass
+class Poisoned(ChannelModel):
+    """Rayleigh channels of which the n-th draw holds one bad entry."""
+
+    at: int
+    value: complex
+    draws: int = 0
+
+    def draw(self, rng: np.random.Generator, num: int, links: Links) -> Complex:
+        drawn = RayleighChannel().draw(rng, num, links)
+        self.draws += 1
+        if self.draws == self.at:
+            drawn.flat[1] = self.value
+        return drawn
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("output", ["direct", "model_based"])
+def test_a_loss_that_is_not_finite_stops_the_training(
+    tmp_path: Path, value: float, output: str
+) -> None:
+    checkpoint = tmp_path / "training.zip"
+    env = make(channel_model=Poisoned(at=14, value=value))
+    agent = quick(env, output=output)
+    with pytest.raises(TrainingError, match=r"iteration 14\b") as caught:
+        agent.learn(30, checkpoint=checkpoint, checkpoint_every=5)
+    assert str(checkpoint) in str(caught.value)
+    expected = quick(make(), output=output).learn(30, callback=lambda p: p.iteration < 13)
+    assert same(agent, expected), "the weights of the last good iteration are kept"
+    kept = quick(make(), output=output)
+    kept.learn(30, checkpoint=checkpoint, callback=lambda p: p.iteration < 13)
+    assert same(kept, expected)
+
+
+def test_divergence_without_a_checkpoint() -> None:
+    env = make(channel_model=Poisoned(at=1, value=np.nan))
+    with pytest.raises(TrainingError, match=r"iteration 1\b.*none was saved"):
+        quick(env).learn(3)
+
+
+@pytest.mark.parametrize("output", ["direct", "model_based"])
+def test_an_absurd_step_size_ends_in_an_error_or_in_finite_weights(output: str) -> None:
+    agent = quick(make(), learning_rate=1e30, output=output)
+    with contextlib.suppress(TrainingError):
+        agent.learn(60)
+    assert all(np.isfinite(value).all() for value in weights(agent).values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"iterations": 2.5}, "iterations"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": np.nan}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": None}, "learning_rate"),
+        ({"dual_step_size": np.inf}, "dual_step_size"),
+        ({"dual_step_size": -0.1}, "dual_step_size"),
+        ({"final_learning_rate": -1e-3}, "final_learning_rate"),
+        ({"gradient_clip": np.nan}, "gradient_clip"),
+        ({"gradient_clip": -1.0}, "gradient_clip"),
+        ({"output": "magic"}, "output"),
+        ({"hidden_sizes": ()}, "hidden_sizes"),
+        ({"hidden_sizes": (8, 0)}, "hidden_sizes"),
+        ({"hidden_sizes": (8.5,)}, "hidden_sizes"),
+        ({"hidden_sizes": 8}, "hidden_sizes"),
+        ({"preset": "magic"}, "preset"),
+        ({"hidden": (8,)}, "hidden"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:
+    env = make()
+    with pytest.raises((TypeError, ValueError), match=name):
+        PrimalDual(env, **settings)
+
+
+@pytest.mark.parametrize("iterations", [0, -1, 2.5, True])
+def test_bad_numbers_of_iterations_are_named(iterations: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="iterations"):
+        quick(make()).learn(iterations)
+
+
+def test_settings_are_immutable_and_hidden_sizes_become_a_tuple() -> None:
+    config = PrimalDualConfig(hidden_sizes=[4, 5])  # type: ignore[arg-type]
+    assert config.hidden_sizes == (4, 5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.iterations = 3  # type: ignore[misc]
+
+
+def test_only_isac_environments() -> None:
+    with pytest.raises(TypeError, match="ISAC-MISO"):
+        PrimalDual(gym.make("CartPole-v1"))
+
+
+# Company
+
+
+def test_learning_from_a_batched_environment_is_the_same() -> None:
+    batched = gym.make_vec("ISAC-MISO-v0", num_envs=3, **TOY)
+    assert same(quick(batched).learn(5), quick(make()).learn(5))
+
+
+def test_custom_channels_are_learned_from() -> None:
+    model = Poisoned(at=-1, value=0)
+    quick(make(channel_model=model)).learn(5)
+    assert model.draws == 5
+
+
+def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    agent = quick(make()).learn(12, progress_bar=True)
+    assert "12/12" in capsys.readouterr().out
+    assert same(agent, quick(make()).learn(12))
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rates = []
+    quick(make()).learn(
+        20,
+        tensorboard_log=tmp_path / "logs",
+        callback=lambda progress: rates.append(progress.sum_rate),
+    )
+    log = EventAccumulator(str(tmp_path / "logs"))
+    log.Reload()
+    tags = set(log.Tags()["scalars"])
+    assert {"train/sum_rate", "train/constraint_sensing", "train/multiplier_sensing"} <= tags
+    events = log.Scalars("train/sum_rate")
+    assert events[-1].step == 20
+    assert events[-1].value == pytest.approx(rates[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("control", ["power", "amplitude", "beamforming"])
+@pytest.mark.parametrize("scheduling", ["all", "contention"])
+@pytest.mark.parametrize("preset", ["paper", "tuned"])
+def test_every_mode_can_be_learned(control: str, scheduling: str, preset: str) -> None:
+    env = gym.make("ISAC-MISO-v0", **SMALL, control=control, scheduling=scheduling, num_cells=2)
+    agent = PrimalDual(env, preset, batch_size=4, hidden_sizes=(8,)).learn(3)
+    assert ("scheduling" in agent.duals.values) == (scheduling == "contention")
+    assert all(value.shape == (2,) for value in agent.duals.values.values())
+    observation, _ = env.reset(seed=0)
+    assert agent.predict(observation)[0] in env.action_space
+    assert not same(agent, PrimalDual(env, preset, batch_size=4, hidden_sizes=(8,)))

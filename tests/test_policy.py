@@ -1,0 +1,276 @@
+"""What an agent is, and how one is found by name."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from direct_model import SMALL
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from torch import Tensor
+
+import isac_gym
+from isac_gym.policy import (
+    REGISTRY,
+    Policy,
+    SystemPolicy,
+    agent_names,
+    make_agent,
+    system_of,
+)
+
+CONTROLS = ("power", "amplitude", "beamforming")
+
+
+def make(**changes: Any) -> gym.Env[Any, Any]:
+    return gym.make("ISAC-MISO-v0", **{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def env() -> gym.Env[Any, Any]:
+    return make()
+
+
+STRANGERS = """
+import numpy as np
+
+class Bare:
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        return np.zeros(62, np.float32), state
+
+class Sized(Bare):
+    def __init__(self, env, factor=1):
+        self.env, self.factor = env, factor
+
+class Optional(Bare):
+    def __init__(self, env=None):
+        self.env = env
+
+class Keywords(Bare):
+    def __init__(self, *, factor=1):
+        self.factor = factor
+
+class Outer:
+    Inner = Sized
+
+class Mute:
+    pass
+
+instance = Bare()
+number = 3
+
+def factory(env):
+    return Sized(env)
+
+def no_argument():
+    return Bare()
+
+def no_agent(env):
+    return lambda observation: observation
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("strangers")
+    (folder / "isac_strangers.py").write_text(STRANGERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize(
+    ("control", "radar", "scheduling"),
+    list(itertools.product(CONTROLS, ("learned", "fixed"), ("all", "contention"))),
+)
+def test_registered_agents_choose_valid_actions(
+    name: str, control: str, radar: str, scheduling: str
+) -> None:
+    env = make(control=control, radar=radar, scheduling=scheduling)
+    if control not in REGISTRY[name].controls:
+        assert name not in agent_names(control)
+        with pytest.raises(ValueError, match=f"control.*'{control}'"):
+            make_agent(name, env)
+        return
+    assert name in agent_names(control)
+    agent = make_agent(name, env)
+    assert isinstance(agent, Policy)
+    observation, _ = env.reset(seed=0)
+    for deterministic in (True, False):
+        action, state = agent.predict(observation, deterministic=deterministic)
+        assert state is None
+        assert action.dtype == np.float32
+        assert action in env.action_space
+        env.step(action)
+    batch = np.stack([observation, 2 * observation, -observation])
+    actions, _ = agent.predict(batch)
+    assert actions.shape == (3, *env.action_space.shape)
+    assert np.abs(actions).max() <= 1.0
+    one, _ = agent.predict(observation[None])
+    assert one.shape == (1, *env.action_space.shape)
+
+
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"mrt", "zf", "rzf"}))
+@pytest.mark.parametrize("cells", [2])
+def test_registered_agents_serve_several_cells(name: str, cells: int) -> None:
+    env = make(num_cells=cells)
+    observation, _ = env.reset(seed=0)
+    assert make_agent(name, env).predict(observation)[0] in env.action_space
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if not n.startswith("random")])
+def test_a_batch_is_decided_row_by_row(env: gym.Env[Any, Any], name: str) -> None:
+    agent = make_agent(name, env)
+    batch = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
+    rows = np.stack([agent.predict(row)[0] for row in batch])
+    np.testing.assert_allclose(agent.predict(batch)[0], rows, atol=1e-5)
+    assert len(np.unique(rows.round(3), axis=0)) == 5
+
+
+def test_state_is_handed_through(env: gym.Env[Any, Any]) -> None:
+    observation, _ = env.reset(seed=0)
+    token = object()
+    assert make_agent("mrt", env).predict(observation, state=token)[1] is token
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_observations_must_be_finite(env: gym.Env[Any, Any], bad: float) -> None:
+    observation, _ = env.reset(seed=0)
+    observation[3] = bad
+    with pytest.raises(ValueError, match="observation must be finite"):
+        make_agent("mrt", env).predict(observation)
+
+
+def test_observations_must_fit_the_scenario(env: gym.Env[Any, Any]) -> None:
+    for shape in ((53,), (2, 55), (1, 1)):
+        with pytest.raises(ValueError, match="observation must have shape"):
+            make_agent("mrt", env).predict(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "has_env"),
+    [
+        ("Bare", False),
+        ("Sized", True),
+        ("Optional", True),
+        ("Keywords", False),
+        ("Outer.Inner", True),
+        ("instance", False),
+        ("factory", True),
+        ("no_argument", False),
+    ],
+)
+def test_agents_by_module_and_attribute(env: gym.Env[Any, Any], name: str, has_env: bool) -> None:
+    agent: Any = make_agent(f"isac_strangers:{name}", env)
+    assert isinstance(agent, Policy)
+    assert getattr(agent, "env", None) is (env if has_env else None)
+    assert agent.predict(env.reset(seed=0)[0])[0] in env.action_space
+
+
+def test_options_reach_the_class(env: gym.Env[Any, Any]) -> None:
+    for name in ("Sized", "Keywords"):
+        agent: Any = make_agent(f"isac_strangers:{name}", env, factor=7)
+        assert agent.factor == 7
+    agent = make_agent("random-power-paper", env, highest=0.05)
+    assert agent.highest == 0.05
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "isac_no_such_module:Agent",
+        "isac_strangers:NoSuchClass",
+        "isac_strangers:",
+        ":Bare",
+        ":",
+        "isac_strangers:Outer.Nothing",
+    ],
+)
+def test_names_that_lead_nowhere(env: gym.Env[Any, Any], name: str) -> None:
+    with pytest.raises(ValueError, match="importable 'module:Class'") as caught:
+        make_agent(name, env)
+    assert repr(name) in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_known_ones(env: gym.Env[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="'nosuch'") as caught:
+        make_agent("nosuch", env)
+    assert all(name in str(caught.value) for name in REGISTRY)
+
+
+@pytest.mark.parametrize("name", ["Mute", "number", "no_agent"])
+def test_what_cannot_predict_is_no_agent(env: gym.Env[Any, Any], name: str) -> None:
+    with pytest.raises(TypeError, match=f"isac_strangers:{name}.*predict"):
+        make_agent(f"isac_strangers:{name}", env)
+
+
+def test_installed_packages_bring_agents(
+    env: gym.Env[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "isac_third_party-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: isac-third-party\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[isac_gym.agents]\n"
+        "theirs = isac_strangers:Sized\n"
+        "their-instance = isac_strangers:instance\n"
+        "broken = isac_strangers:Mute\n"
+        "[another.group]\n"
+        "unrelated = isac_strangers:Bare\n"
+    )
+    assert "theirs" not in agent_names()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert agent_names()[-3:] == ["broken", "their-instance", "theirs"]
+    assert "unrelated" not in agent_names()
+    assert agent_names()[: len(REGISTRY)] == list(REGISTRY)
+    agent: Any = make_agent("theirs", env, factor=2)
+    assert agent.env is env
+    assert agent.factor == 2
+    assert isinstance(make_agent("their-instance", env), Policy)
+    with pytest.raises(TypeError, match="broken"):
+        make_agent("broken", env)
+
+
+def test_an_installed_agent_does_not_replace_one_of_the_package(
+    env: gym.Env[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "isac_squatter-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: isac-squatter\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[isac_gym.agents]\nmrt = isac_strangers:Bare\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(make_agent("mrt", env)).__module__.startswith("isac_gym.baselines")
+
+
+def test_system_of_finds_the_system_behind_any_environment() -> None:
+    single = make()
+    assert system_of(single) is single.unwrapped.system
+    wrapped = gym.wrappers.TimeLimit(gym.wrappers.ClipAction(single), 3)
+    assert system_of(wrapped) is single.unwrapped.system
+    envs = gym.make_vec("ISAC-MISO-v0", num_envs=2, **SMALL)
+    assert system_of(RecordEpisodeStatistics(envs)) is envs.system
+    for stranger in (gym.make("CartPole-v1"), None, "ISAC-MISO-v0"):
+        with pytest.raises(TypeError, match="env must be an ISAC-MISO environment"):
+            system_of(stranger)
+
+
+def test_a_policy_needs_only_act(env: gym.Env[Any, Any]) -> None:
+    class Mirror(SystemPolicy):
+        def act(self, channels: Tensor, deterministic: bool) -> Tensor:
+            assert channels.shape[1:] == (1, 1, 3, 9)
+            assert channels.is_complex()
+            return torch.full((len(channels), self.system.codec.action_size), 0.25)
+
+    agent = Mirror(env)
+    assert agent.scenario == isac_gym.Scenario(**SMALL)
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(agent.predict(observation)[0], np.full(62, 0.25, np.float32))
+    assert agent.predict(observation.tolist())[0].shape == (62,)
+    with pytest.raises(TypeError, match="abstract"):
+        SystemPolicy(env)  # type: ignore[abstract]
