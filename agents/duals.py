@@ -41,6 +41,19 @@ class DualVariables:
         terms = [(value * constraints[name].mean(0)).sum() for name, value in self.values.items()]
         return torch.stack(terms).sum()
 
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Take over multipliers.
+
+        Raises:
+            ValueError: If names or shapes differ.
+        """
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        expected = {name: tuple(value.shape) for name, value in self.values.items()}
+        if shapes != expected:
+            raise ValueError(f"multipliers must have the shapes {expected}, got {shapes}")
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
     @torch.no_grad()
     def ascend(self, constraints: Mapping[str, Tensor]) -> None:
         """One step of projected ascent; arguments as in :meth:`penalty`."""

@@ -153,15 +153,20 @@ class ModelBasedPolicy(nn.Module):
             identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
             streams = torch.linalg.solve(gram + identity, best.expand(len(gram), -1, -1, -1))
             streams = normalise_rows(streams, scenario.radar_power)
-        powers = scenario.comm_power * torch.softmax(settings["power"], -1)
+        # The root of a softmax, formed so that its gradient is finite where a power vanishes.
+        amplitudes = scenario.comm_power**0.5 * torch.exp(0.5 * settings["power"].log_softmax(-1))
         access = None
         if "access" in settings:
             # The codec reads τ from the sign and passes gradients straight through it.
             access = 0.5 * (torch.tanh(settings["access"]) + 1.0)
         if scenario.control == "power":
-            return self.system.codec.encode(powers=powers, streams=streams, access=access)
+            return self.system.codec.encode(
+                powers=amplitudes.square(), streams=streams, access=access, check=False
+            )
         noise = scenario.noise_power + torch.linalg.vector_norm(radar @ streams, dim=-1) ** 2
         share = scenario.num_users * torch.softmax(settings["dual"], -1)
         directions = rzf_directions(comm, noise / share.clamp_min(1e-6), scenario.comm_power)
-        precoders = directions * powers.sqrt().unsqueeze(-2)
-        return self.system.codec.encode(precoders=precoders, streams=streams, access=access)
+        precoders = directions * amplitudes.unsqueeze(-2)
+        return self.system.codec.encode(
+            precoders=precoders, streams=streams, access=access, check=False
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,8 +15,12 @@ from isac_gym.agents.duals import DualVariables
 from isac_gym.agents.networks import DirectPolicy, ModelBasedPolicy
 from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.agents.trainer import Callback, TrainingSettings, reporting, train
+from isac_gym.channels import Links
+from isac_gym.codec import Codec
 from isac_gym.policy import SystemPolicy
+from isac_gym.scenario import Scenario
 from isac_gym.system import ISACSystem
+from isac_gym.validation import choice, integer, not_allowed, real
 
 __all__ = ["PRESETS", "PrimalDual", "PrimalDualConfig"]
 
@@ -57,25 +61,27 @@ class PrimalDualConfig:
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+            integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "dual_step_size"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)!r}")
+            real(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
         for name in ("final_learning_rate", "gradient_clip"):
-            value = getattr(self, name)
-            if value is not None and not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be None or a finite number >= 0, got {value!r}")
-        if self.output not in ("direct", "model_based"):
-            raise ValueError(f"output must be 'direct' or 'model_based', got {self.output!r}")
+            if getattr(self, name) is not None:
+                allowed = "None or a finite number >= 0"
+                real(name, getattr(self, name), allowed, lambda value: value >= 0)
+        choice("output", self.output, Literal["direct", "model_based"])
+        if not isinstance(self.relative_constraints, bool):
+            raise not_allowed("relative_constraints", self.relative_constraints, "True or False")
         if self.hidden_sizes is not None:
-            sizes = tuple(self.hidden_sizes)
-            if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
-                raise ValueError(
-                    f"hidden_sizes must be None or integers >= 1, got {self.hidden_sizes!r}"
-                )
+            allowed = "None or a non-empty sequence of integers >= 1"
+            if not isinstance(self.hidden_sizes, Sequence) or not self.hidden_sizes:
+                raise not_allowed("hidden_sizes", self.hidden_sizes, allowed)
+            sizes = tuple(integer("hidden_sizes", size, 1) for size in self.hidden_sizes)
             object.__setattr__(self, "hidden_sizes", sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON types; they are keyword arguments of the class."""
+        sizes = None if self.hidden_sizes is None else list(self.hidden_sizes)
+        return {**dataclasses.asdict(self), "hidden_sizes": sizes}
 
 
 PRESETS: Final[Mapping[str, PrimalDualConfig]] = {
@@ -139,7 +145,7 @@ class PrimalDual(SystemPolicy):
             )
         self.config = dataclasses.replace(PRESETS[preset], **settings)
         self.title = f"primal-dual, {preset}"
-        self.seed = seed
+        self.seed = integer("seed", seed, 0)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.device(device) != self.system.device:
@@ -192,8 +198,10 @@ class PrimalDual(SystemPolicy):
             ImportError: If TensorBoard is asked for and not installed.
         """
         config = self.config
+        if iterations is not None:
+            config = dataclasses.replace(config, iterations=iterations)
         settings = TrainingSettings(
-            iterations=config.iterations if iterations is None else iterations,
+            iterations=config.iterations,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             final_learning_rate=config.final_learning_rate,
@@ -208,16 +216,16 @@ class PrimalDual(SystemPolicy):
                 self.duals,
                 settings,
                 rng=self._rng,
+                identity={"config": config.to_dict(), "seed": self.seed},
                 callback=report,
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,
             )
         return self
 
-    def act(self, channels: Tensor, deterministic: bool) -> Tensor:
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
-        flat = channels.flatten(1)
-        output: Tensor = self.network(torch.cat([flat.real, flat.imag], dim=1))
+        output: Tensor = self.network(observation)
         return output
 
     def save(self, path: str | Path) -> None:
@@ -230,7 +238,7 @@ class PrimalDual(SystemPolicy):
         tensors |= {f"duals.{name}": value for name, value in self.duals.values.items()}
         meta = {
             "kind": _KIND,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.to_dict(),
             "seed": self.seed,
             "scenario": self.scenario.to_dict(),
         }
@@ -253,21 +261,38 @@ class PrimalDual(SystemPolicy):
             ValueError: If the file is damaged or foreign, or of a scenario with other dimensions.
         """
         meta, tensors = read_archive(path, _KIND)
-        config = {**meta["config"]}
-        if config["hidden_sizes"] is not None:
-            config["hidden_sizes"] = tuple(config["hidden_sizes"])
-        agent = cls(env, "paper", seed=meta["seed"], device=device, **config)
-        weights = {
-            name.removeprefix("network."): value
-            for name, value in tensors.items()
-            if name.startswith("network.")
-        }
+        weights = _part(tensors, "network.")
+        try:
+            config = PrimalDualConfig(**meta["config"]).to_dict()
+            if set(meta["config"]) != set(config):
+                raise ValueError(f"config must have the fields {sorted(config)}")
+            for layer, size in enumerate(config["hidden_sizes"] or ()):
+                # Before a network of that size is made: the file's own tensors bound it.
+                if len(weights[f"body.layers.{layer}.weight"]) != size:
+                    raise ValueError(f"hidden_sizes {config['hidden_sizes']} are not the file's")
+            seed = integer("seed", meta["seed"], 0)
+            scenario = Scenario.from_dict(meta["scenario"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a saved PrimalDual, or damaged ({error!r})") from error
+        agent = cls(env, "paper", seed=seed, device=device, **config)
         try:
             agent.network.load_state_dict(weights)
-            for name, value in agent.duals.values.items():
-                value.copy_(tensors[f"duals.{name}"])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                f"{path}: saved for another scenario ({meta['scenario']}); {error}"
-            ) from error
+            agent.duals.load(_part(tensors, "duals."))
+        except (RuntimeError, ValueError) as error:
+            own = agent.system.codec.links.shape
+            reason = (
+                f"saved for another scenario, {scenario}"
+                if own != Links.of(scenario).shape
+                or Codec(scenario).action_size != agent.system.codec.action_size
+                else "damaged"
+            )
+            raise ValueError(f"{path}: {reason} ({error})") from error
         return agent
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

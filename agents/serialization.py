@@ -24,6 +24,7 @@ _FORMAT = "isac-gym agent"
 _FORMAT_VERSION = 1
 _META = "agent.json"
 _TENSORS = "tensors.safetensors"
+_LARGEST = 2**31
 
 
 def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -67,6 +68,8 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
         raise FileNotFoundError(f"no such file: {source}")
     try:
         with zipfile.ZipFile(source) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _LARGEST:
+                raise ValueError(f"larger than {_LARGEST} bytes when unpacked")
             meta = json.loads(archive.read(_META))
             tensors = tensors_from_bytes(archive.read(_TENSORS))
     except (
@@ -77,6 +80,7 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
         EOFError,
         OSError,
         SafetensorError,
+        RuntimeError,  # encrypted, or an unknown compression (NotImplementedError)
     ) as error:
         raise ValueError(f"{source}: not a saved isac-gym agent, or damaged ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:

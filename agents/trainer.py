@@ -7,7 +7,7 @@ flows from rates and constraints through the physics into the network.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,6 +82,7 @@ def train(
     settings: TrainingSettings,
     *,
     rng: np.random.Generator,
+    identity: Mapping[str, Any],
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
@@ -98,6 +99,8 @@ def train(
         duals: Multipliers, changed in place.
         settings: How to train.
         rng: The only source of randomness; its state is saved with the checkpoint.
+        identity: What tells this training from others, as plain JSON types; a checkpoint of
+            another one is refused.
         callback: Called after every iteration; returning False ends the training.
         checkpoint: File to go on from and to save to.
         checkpoint_every: Iterations between two savings.
@@ -109,8 +112,14 @@ def train(
     """
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     process = ChannelProcess(model, system.scenario, settings.batch_size)
-    described = {"kind": _CHECKPOINT, "settings": dataclasses.asdict(settings)}
-    described["scenario"] = system.scenario.to_dict()
+    described = {
+        "kind": _CHECKPOINT,
+        "identity": {
+            **identity,
+            "settings": dataclasses.asdict(settings),
+            "scenario": system.scenario.to_dict(),
+        },
+    }
     done = 0
     if checkpoint is not None and Path(checkpoint).exists():
         done = _restore(checkpoint, described, network, optimiser, duals, rng)
@@ -204,28 +213,34 @@ def _restore(
     rng: np.random.Generator,
 ) -> int:
     meta, tensors = read_archive(path, _CHECKPOINT)
-    for key in ("settings", "scenario"):
-        if meta[key] != described[key]:
-            raise ValueError(
-                f"{path}: checkpoint must be of a training with the same {key}, got {meta[key]}"
-            )
+    saved, own = meta.get("identity", {}), described["identity"]
+    differing = [key for key in own if saved.get(key) != own[key]]
+    if differing:
+        raise ValueError(
+            f"{path}: checkpoint must be of this training, got one with another "
+            f"{', '.join(differing)}: {[saved.get(key) for key in differing]}"
+        )
 
-    def part(prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for name, value in tensors.items():
-            if name.startswith(f"{prefix}."):
-                yield name.removeprefix(f"{prefix}."), value
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
 
-    network.load_state_dict(dict(part("network")))
-    for name, value in part("duals"):
-        duals.values[name].copy_(value)
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimiser"):
-        index, _, entry = name.partition(".")
-        state.setdefault(int(index), {})[entry] = value
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
-    rng.bit_generator.state = meta["rng"]
-    return int(meta["iterations_done"])
+    try:
+        network.load_state_dict(part("network."))
+        duals.load(part("duals."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            index, _, entry = name.partition(".")
+            state.setdefault(int(index), {})[entry] = value
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": state, "param_groups": groups})
+        rng.bit_generator.state = meta["rng"]
+        return int(meta["iterations_done"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: damaged checkpoint ({error})") from error
 
 
 @contextmanager

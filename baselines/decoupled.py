@@ -51,10 +51,10 @@ class DecoupledPolicy(SystemPolicy):
     def powers(self, channels: Tensor) -> Tensor:
         """Power of each user, (n, J, K), in W, for channels as in :meth:`directions`."""
 
-    def act(self, channels: Tensor, deterministic: bool) -> Tensor:
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
         scenario = self.scenario
-        own = own_channels(channels)
+        own = own_channels(self.system.codec.channels(observation))
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
         powers = self.powers(comm)
         access = None

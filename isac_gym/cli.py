@@ -21,6 +21,10 @@ app = typer.Typer(
 _console = Console()
 _errors = Console(stderr=True)
 
+# What a user can cause; anything else is a defect and shows its traceback. Training that
+# diverges raises a RuntimeError.
+_EXPECTED = (TypeError, ValueError, ImportError, OSError, RuntimeError)
+
 ScenarioName = Annotated[str, typer.Option("--scenario", help="Name of a preset.")]
 Settings = Annotated[
     list[str] | None,
@@ -31,11 +35,11 @@ Settings = Annotated[
         help="Change a scenario parameter, for example -s snr_db=5 (repeatable).",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of training and initial weights.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of training and initial weights.")]
 AgentFolder = Annotated[Path, typer.Option(help="Folder for trained agents.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
-EvaluationSeed = Annotated[int, typer.Option(help="Seed of the evaluation set.")]
+EvaluationSeed = Annotated[int, typer.Option(min=0, help="Seed of the evaluation set.")]
 
 
 def _fail(message: object) -> NoReturn:
@@ -47,6 +51,7 @@ def _make_env(scenario: str, settings: list[str] | None) -> Any:
     import gymnasium as gym
 
     import isac_gym  # noqa: F401  (registers the ids)
+    from isac_gym.scenario import Scenario
 
     changes: dict[str, Any] = {}
     for setting in settings or []:
@@ -57,6 +62,12 @@ def _make_env(scenario: str, settings: list[str] | None) -> Any:
             changes[name.strip()] = json.loads(value)
         except json.JSONDecodeError:
             changes[name.strip()] = value
+    unknown = sorted(set(changes) - set(Scenario.field_names()))
+    if unknown:
+        _fail(
+            f"--set must name parameters of the scenario ({', '.join(Scenario.field_names())}), "
+            f"got {', '.join(unknown)}"
+        )
     try:
         return gym.make("ISAC-MISO-v0", scenario=scenario, disable_env_checker=True, **changes)
     except (TypeError, ValueError) as error:
@@ -151,13 +162,13 @@ def compare(
             comparison = compare_agents(
                 agents, env, channels=channels, seed=evaluation_seed, callback=report
             )
-    except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
+        comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
+        comparison.settings["training_seed"] = seed
+        comparison.to_csv(output / "compare.csv")
+        comparison.to_json(output / "compare.json")
+        save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
+    except _EXPECTED as error:
         _fail(error)
-    comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
-    comparison.settings["training_seed"] = seed
-    comparison.to_csv(output / "compare.csv")
-    comparison.to_json(output / "compare.json")
-    save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
     wide = Console(width=max(_console.width, 132))
     wide.print(comparison)
     for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
@@ -189,7 +200,6 @@ def train(
     ),
 ) -> None:
     """Train an agent and save it; goes on where a killed run of the same output was."""
-    from isac_gym.agents.trainer import TrainingError
     from isac_gym.policy import REGISTRY, make_agent
 
     if name not in REGISTRY or not REGISTRY[name].learns:
@@ -204,9 +214,9 @@ def train(
         learner.learn(
             iterations, progress_bar=True, tensorboard_log=tensorboard, checkpoint=checkpoint
         )
-    except (TypeError, ValueError, ImportError, TrainingError) as error:
+        learner.save(output)
+    except _EXPECTED as error:
         _fail(error)
-    learner.save(output)
     checkpoint.unlink(missing_ok=True)
     _console.print(f"agent: {output}", highlight=False)
 
@@ -227,7 +237,7 @@ def evaluate(
     try:
         agents = {name: _agent(name, env, 0) for name in agent}
         comparison = compare_agents(agents, env, channels=channels, seed=evaluation_seed)
-    except (TypeError, ValueError, ImportError, FileNotFoundError) as error:
+    except _EXPECTED as error:
         _fail(error)
     Console(width=max(_console.width, 132)).print(comparison)
 
@@ -253,7 +263,10 @@ def scenarios() -> None:
     """List the presets and their parameters."""
     from isac_gym.scenario import PRESETS, Scenario
 
-    table = Table("parameter", *PRESETS)
+    table = Table()
+    table.add_column("parameter", no_wrap=True)
+    for preset in PRESETS:
+        table.add_column(preset, no_wrap=True)
     for name in Scenario.field_names():
         values = [getattr(preset, name) for preset in PRESETS.values()]
         shown = [
@@ -261,7 +274,7 @@ def scenarios() -> None:
             for index, value in enumerate(values)
         ]
         table.add_row(name, *shown)
-    _console.print(table)
+    Console(width=max(_console.width, 150)).print(table)
 
 
 @app.command()

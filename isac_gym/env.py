@@ -20,7 +20,7 @@ from isac_gym.codec import checked_action
 from isac_gym.scenario import Scenario, resolve_scenario
 from isac_gym.system import ISACSystem, Outcome
 
-__all__ = ["ISACEnv", "outcome_info", "spaces_of"]
+__all__ = ["ISACEnv", "checked_options", "outcome_info", "spaces_of"]
 
 Observation = npt.NDArray[np.float32]
 
@@ -36,6 +36,18 @@ def spaces_of(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
         gym.spaces.Box(-limit, limit, (system.codec.observation_size,), np.float32),
         gym.spaces.Box(-1.0, 1.0, (system.codec.action_size,), np.float32),
     )
+
+
+def checked_options(options: dict[str, Any] | None, known: str) -> Any:
+    """The value of the one known option of a reset, or None.
+
+    Raises:
+        ValueError: If there are other options.
+    """
+    unknown = sorted(set(options or {}) - {known})
+    if unknown:
+        raise ValueError(f"options must hold nothing but {known!r}, got {unknown}")
+    return (options or {}).get(known)
 
 
 def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
@@ -165,10 +177,12 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             Observation and an empty dictionary.
 
         Raises:
-            ValueError: If the channels have another shape or are not finite.
+            TypeError: If the channels are no numbers.
+            ValueError: If the channels have another shape or are not finite, or there is another
+                option.
         """
         super().reset(seed=seed)
-        given = (options or {}).get("channels")
+        given = checked_options(options, "channels")
         if given is None:
             self._process.start(self.np_random)
         else:
@@ -278,6 +292,8 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
 def _given_channels(channels: npt.ArrayLike, links: Links) -> Complex:
     array = np.asarray(channels)
+    if not np.issubdtype(array.dtype, np.number):
+        raise TypeError(f"options['channels'] must hold numbers, got dtype {array.dtype}")
     shape = links.shape[2:] if links.num_cells == 1 else links.shape
     if array.shape != shape:
         raise ValueError(f"options['channels'] must have shape {shape}, got {array.shape}")

@@ -9,8 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from isac_gym.evaluation import Comparison
 from isac_gym.files import write_atomically
+from isac_gym.results import Comparison
 from isac_gym.system import ISACSystem
 
 __all__ = ["comparison_figure", "save_figure"]

@@ -73,7 +73,7 @@ def system_of(env: Any) -> ISACSystem:
 
 
 class SystemPolicy(ABC):
-    """Base of the package's agents and baselines: from channels to actions, in batches.
+    """Base of the package's agents and baselines: from observations to actions, in batches.
 
     Args:
         env: Environment, single, batched or wrapped, whose scenario the policy is for.
@@ -91,11 +91,11 @@ class SystemPolicy(ABC):
         return self.system.scenario
 
     @abstractmethod
-    def act(self, channels: Tensor, deterministic: bool) -> Tensor:
-        """Actions for a batch of channels.
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """Actions for a batch of observations.
 
         Args:
-            channels: H as observed, complex (n, J, J, K, M).
+            observation: float32 (n, N); ``self.system.codec.channels`` makes H of it.
             deterministic: Whether to choose without sampling.
 
         Returns:
@@ -116,11 +116,16 @@ class SystemPolicy(ABC):
                 finite.
         """
         array = np.asarray(observation, np.float32)
+        size = self.system.codec.observation_size
+        if array.ndim not in (1, 2) or array.shape[-1] != size:
+            raise ValueError(
+                f"observation must have shape ({size},) or (n, {size}), got {array.shape}"
+            )
         if not np.isfinite(array).all():
             raise ValueError("observation must be finite, got NaN or infinite entries")
         with torch.inference_mode():
-            batch = torch.from_numpy(np.atleast_2d(array))
-            actions = self.act(self.system.codec.channels(batch), deterministic).cpu().numpy()
+            batch = torch.from_numpy(np.atleast_2d(array)).to(self.system.device)
+            actions = self.act(batch, deterministic).cpu().numpy()
         return (actions[0] if array.ndim == 1 else actions), state
 
 

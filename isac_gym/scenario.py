@@ -8,10 +8,10 @@ that needs them, whether the sensing threshold can be reached at all, is made by
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Literal, TypeAlias, cast, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from isac_gym.validation import choice, integer, not_allowed, real
 
 __all__ = [
     "PRESETS",
@@ -37,42 +37,13 @@ GRID_STEP_DEG: Final = 1.0
 """Spacing of the angular grid in degrees; -90 ... 90 gives L = 181 directions."""
 
 
-def _fail(name: str, value: object, allowed: str) -> ValueError:
-    return ValueError(f"{name} must be {allowed}, got {value!r}")
-
-
-def _integer(name: str, value: object, minimum: int) -> int:
-    allowed = f"an integer >= {minimum}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise _fail(name, value, allowed)
-    if value < minimum:
-        raise _fail(name, value, allowed)
-    return int(value)
-
-
-def _real(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise _fail(name, value, allowed)
-    number = float(value)
-    if not math.isfinite(number) or not test(number):
-        raise _fail(name, value, allowed)
-    return number
-
-
-def _choice(name: str, value: object, alias: Any) -> Any:
-    options = get_args(alias)
-    if not isinstance(value, str) or value not in options:
-        raise _fail(name, value, "one of " + ", ".join(repr(option) for option in options))
-    return value
-
-
 def _angles(name: str, value: object) -> Angles:
     allowed = "a non-empty sequence of distinct angles within [-90, 90] degrees"
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise _fail(name, value, allowed)
-    angles = tuple(_real(name, angle, allowed, lambda a: -90.0 <= a <= 90.0) for angle in value)
+        raise not_allowed(name, value, allowed)
+    angles = tuple(real(name, angle, allowed, lambda a: -90.0 <= a <= 90.0) for angle in value)
     if not angles or len(set(angles)) != len(angles):
-        raise _fail(name, value, allowed)
+        raise not_allowed(name, value, allowed)
     return angles
 
 
@@ -158,11 +129,11 @@ class Scenario:
             ("num_cells", 1),
             ("episode_length", 1),
         ):
-            put(name, _integer(name, getattr(self, name), minimum))
+            put(name, integer(name, getattr(self, name), minimum))
         for name in ("antenna_spacing", "comm_power", "radar_power", "sensing_threshold"):
-            put(name, _real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
+            put(name, real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
         for name in ("csi_error_variance", "intercell_gain"):
-            put(name, _real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0))
+            put(name, real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0))
         for name, alias in (
             ("cross_correlation", CrossCorrelation),
             ("control", Control),
@@ -171,22 +142,22 @@ class Scenario:
             ("power_limit", PowerLimit),
             ("scheduling", Scheduling),
         ):
-            put(name, _choice(name, getattr(self, name), alias))
+            put(name, choice(name, getattr(self, name), alias))
 
         decibels = "a number between -100 and 100 (dB)"
-        put("snr_db", _real("snr_db", self.snr_db, decibels, lambda x: -100 <= x <= 100))
+        put("snr_db", real("snr_db", self.snr_db, decibels, lambda x: -100 <= x <= 100))
         width = "a number in (0, 180] degrees"
-        put("beam_width_deg", _real("beam_width_deg", self.beam_width_deg, width, _is_width))
+        put("beam_width_deg", real("beam_width_deg", self.beam_width_deg, width, _is_width))
         if self.pattern_scale != "optimal":
             scale = "'optimal' or a finite number > 0"
-            put("pattern_scale", _real("pattern_scale", self.pattern_scale, scale, lambda x: x > 0))
+            put("pattern_scale", real("pattern_scale", self.pattern_scale, scale, lambda x: x > 0))
         if self.doppler is not None:
             rate = "None or a number in [0, 0.5]"
-            put("doppler", _real("doppler", self.doppler, rate, lambda x: 0 <= x <= 0.5))
+            put("doppler", real("doppler", self.doppler, rate, lambda x: 0 <= x <= 0.5))
         if self.radar_streams is not None:
-            put("radar_streams", _integer("radar_streams", self.radar_streams, 1))
+            put("radar_streams", integer("radar_streams", self.radar_streams, 1))
             if self.radar_streams > self.num_radar_antennas:
-                raise _fail(
+                raise not_allowed(
                     "radar_streams",
                     self.radar_streams,
                     f"at most num_radar_antennas={self.num_radar_antennas}",
@@ -196,7 +167,7 @@ class Scenario:
             and self.precoder_directions == "zf"
             and self.num_users > self.num_comm_antennas
         ):
-            raise _fail(
+            raise not_allowed(
                 "precoder_directions",
                 self.precoder_directions,
                 f"'mrt' or 'rzf' when num_users={self.num_users} exceeds "
@@ -215,13 +186,14 @@ class Scenario:
         if nested:
             groups = tuple(_angles(name, entry) for entry in value)
             if len(groups) != self.num_cells:
-                raise _fail(name, value, f"one set of angles for each of {self.num_cells} cells")
+                allowed = f"one set of angles for each of {self.num_cells} cells"
+                raise not_allowed(name, value, allowed)
         else:
             groups = (_angles(name, value),)
         for angle in (angle for group in groups for angle in group):
             nearest = min(max(round(angle / GRID_STEP_DEG) * GRID_STEP_DEG, -90.0), 90.0)
             if abs(nearest - angle) > self.beam_width_deg / 2 + 1e-9:
-                raise _fail(
+                raise not_allowed(
                     "beam_width_deg",
                     self.beam_width_deg,
                     f"wide enough for the beam at {angle} degrees to hold a direction of the "
@@ -284,7 +256,7 @@ class Scenario:
             ValueError: If there is no preset of that name; the message lists them.
         """
         if name not in PRESETS:
-            raise _fail("scenario", name, "one of " + ", ".join(map(repr, PRESETS)))
+            raise not_allowed("scenario", name, "one of " + ", ".join(map(repr, PRESETS)))
         return PRESETS[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -317,18 +289,24 @@ class Scenario:
         """
         from isac_gym.physics.synthesis import check_threshold
 
-        for targets in dict.fromkeys(self.targets_by_cell):
-            check_threshold(
-                threshold=self.sensing_threshold,
-                num_antennas=self.num_radar_antennas,
-                spacing=self.antenna_spacing,
-                targets_deg=targets,
-                beam_width_deg=self.beam_width_deg,
-                power=self.radar_power,
-                cross_correlation=self.cross_correlation,
-                pattern_scale=self.pattern_scale,
-                streams=self.num_radar_streams,
-            )
+        for design in self.beampattern_designs():
+            check_threshold(self.sensing_threshold, **design)
+
+    def beampattern_designs(self) -> tuple[dict[str, Any], ...]:
+        """Arguments of :func:`~isac_gym.physics.synthesis.best_beampattern`, for each station."""
+        return tuple(
+            {
+                "num_antennas": self.num_radar_antennas,
+                "spacing": self.antenna_spacing,
+                "targets_deg": targets,
+                "beam_width_deg": self.beam_width_deg,
+                "power": self.radar_power,
+                "cross_correlation": self.cross_correlation,
+                "pattern_scale": self.pattern_scale,
+                "streams": self.num_radar_streams,
+            }
+            for targets in self.targets_by_cell
+        )
 
 
 def _is_width(value: float) -> bool:

@@ -110,20 +110,7 @@ class ISACSystem:
         Returns:
             Complex tensor (J, M_R, r), in √W.
         """
-        scenario = self.scenario
-        designs = [
-            best_beampattern(
-                num_antennas=scenario.num_radar_antennas,
-                spacing=scenario.antenna_spacing,
-                targets_deg=targets,
-                beam_width_deg=scenario.beam_width_deg,
-                power=scenario.radar_power,
-                cross_correlation=scenario.cross_correlation,
-                pattern_scale=scenario.pattern_scale,
-                streams=scenario.num_radar_streams,
-            )
-            for targets in scenario.targets_by_cell
-        ]
+        designs = [best_beampattern(**design) for design in self.scenario.beampattern_designs()]
         stacked = torch.stack([design.streams for design in designs])
         return stacked.to(self.device, self.dtype.to_complex())
 

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from isac_gym.channels import ChannelModel, ChannelProcess, default_channel_model
 from isac_gym.codec import checked_action
-from isac_gym.env import outcome_info, spaces_of
+from isac_gym.env import checked_options, outcome_info, spaces_of
 from isac_gym.scenario import Scenario, resolve_scenario
 from isac_gym.system import ISACSystem, Outcome
 
@@ -99,12 +99,12 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
             Observations (num_envs, ·) and an empty dictionary.
 
         Raises:
-            ValueError: If the mask has another shape or type, or some environments were never
-                started.
+            ValueError: If the mask has another shape or type, some environments were never
+                started, or there is another option.
         """
         if seed is not None:
             super().reset(seed=seed)
-        mask = (options or {}).get("reset_mask")
+        mask = checked_options(options, "reset_mask")
         if mask is None:
             mask = np.ones(self.num_envs, np.bool_)
         mask = np.asarray(mask)

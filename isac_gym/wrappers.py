@@ -16,12 +16,18 @@ _Action = npt.NDArray[np.float32]
 _Env = gym.Env[_Observation, _Action]
 
 
-class SafetyGymnasium(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
+class SafetyGymnasium(
+    gym.Wrapper[_Observation, _Action, _Observation, _Action], gym.utils.RecordConstructorArgs
+):
     """``step`` returns the 6-tuple of Safety-Gymnasium, with the cost after the reward.
 
     Args:
         env: An environment whose ``info`` has ``cost``.
     """
+
+    def __init__(self, env: _Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
 
     def step(self, action: _Action) -> Any:
         """Step the environment.
@@ -68,7 +74,9 @@ class PenalisedReward(
         return observation, float(reward) - penalty, terminated, truncated, info
 
 
-class VectorReward(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
+class VectorReward(
+    gym.Wrapper[_Observation, _Action, _Observation, _Action], gym.utils.RecordConstructorArgs
+):
     """Vector reward [spectral efficiency, -cost_power, -cost_sensing, …] as in MO-Gymnasium.
 
     Attributes:
@@ -80,6 +88,7 @@ class VectorReward(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
     """
 
     def __init__(self, env: _Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         costs = ["cost_power", "cost_sensing"]
         if env.unwrapped.scenario.scheduling == "contention":  # type: ignore[attr-defined]
@@ -97,7 +106,9 @@ class VectorReward(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
         return observation, vector, terminated, truncated, info
 
 
-class EpisodeCostStatistics(gym.Wrapper[_Observation, _Action, _Observation, _Action]):
+class EpisodeCostStatistics(
+    gym.Wrapper[_Observation, _Action, _Observation, _Action], gym.utils.RecordConstructorArgs
+):
     """Adds ``info["episode_cost"]`` when an episode ends: sums of reward and costs, and length.
 
     Keys: ``r`` (sum of rewards), ``c`` (sum of ``cost``), ``l`` (steps), and the sum of every
@@ -108,6 +119,7 @@ class EpisodeCostStatistics(gym.Wrapper[_Observation, _Action, _Observation, _Ac
     """
 
     def __init__(self, env: _Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self._sums: dict[str, float] = {}
 

@@ -262,10 +262,10 @@ def test_system_of_finds_the_system_behind_any_environment() -> None:
 
 def test_a_policy_needs_only_act(env: gym.Env[Any, Any]) -> None:
     class Mirror(SystemPolicy):
-        def act(self, channels: Tensor, deterministic: bool) -> Tensor:
-            assert channels.shape[1:] == (1, 1, 3, 9)
-            assert channels.is_complex()
-            return torch.full((len(channels), self.system.codec.action_size), 0.25)
+        def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+            assert observation.dtype == torch.float32
+            assert observation.shape[1:] == (54,)
+            return torch.full((len(observation), self.system.codec.action_size), 0.25)
 
     agent = Mirror(env)
     assert agent.scenario == isac_gym.Scenario(**SMALL)

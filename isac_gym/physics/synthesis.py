@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from isac_gym.physics.sensing import SensingModel
 
 __all__ = ["BeampatternDesign", "best_beampattern", "check_threshold", "normalise_rows"]
+
+_ZERO_NORM = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +44,20 @@ def normalise_rows(streams: Tensor, power: float) -> Tensor:
     """Scale each row to norm √(P_R/M), which makes diag(VVᴴ) = P_R/M exact.
 
     Args:
-        streams: Complex, shape (..., M, r), entries of order 1. A zero row becomes a uniform one.
+        streams: Complex, shape (..., M, r), entries of order 1. A zero row (norm below 1e-12)
+            becomes a uniform one.
         power: P_R, in W.
 
     Returns:
         Complex tensor of the same shape, in √W.
     """
-    # Far below the resolution of any entry that matters, yet it makes a zero row uniform without
-    # a branch, and keeps the gradient finite there.
-    filled = streams + 1e-18
-    # Norms of the real parts: those of complex tensors are not vectorised.
-    parts = torch.view_as_real(filled).flatten(-2)
-    norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
-    scaled = parts * ((power / streams.shape[-2]) ** 0.5 / norm)
-    return torch.view_as_complex(scaled.unflatten(-1, (-1, 2)))
+    antennas, columns = streams.shape[-2:]
+    wanted = (power / antennas) ** 0.5
+    parts = torch.view_as_real(streams.resolve_conj())
+    # The norm of the real parts: that of a complex tensor is not vectorised.
+    norm = torch.linalg.vector_norm(parts.flatten(-2), dim=-1)[..., None, None]
+    scaled = torch.view_as_complex(parts * (wanted / norm.clamp_min(_ZERO_NORM)))
+    return torch.where((norm < _ZERO_NORM).squeeze(-1), wanted * columns**-0.5, scaled)
 
 
 def _design(
@@ -181,21 +183,21 @@ def best_beampattern(
         return _design(model, power, columns, stop_below)
 
 
-def check_threshold(*, threshold: float, streams: int, **design: object) -> None:
+def check_threshold(threshold: float, **design: Any) -> None:
     """Raise unless some covariance has a sensing loss of at most ``threshold``.
 
     Args:
         threshold: ε.
-        streams: Radar streams r.
-        **design: The other arguments of :func:`best_beampattern`.
+        **design: Arguments of :func:`best_beampattern`.
 
     Raises:
         ValueError: If no such covariance was found; the message names the floor.
     """
-    found = best_beampattern(streams=streams, stop_below=threshold, **design)
+    found = best_beampattern(stop_below=threshold, **design)
+    antennas, streams = found.streams.shape
     if found.loss > threshold:
         best = "that any radar covariance attains"
-        if streams < found.streams.shape[0]:
+        if streams < antennas:
             best = f"found with radar_streams={streams}"
         raise ValueError(
             f"sensing_threshold must be at least {_round_up(found.loss)}, the smallest sensing "

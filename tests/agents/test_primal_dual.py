@@ -131,6 +131,31 @@ def test_relative_constraints_weigh_excess_over_limit() -> None:
     assert ratio.item() == pytest.approx(1 / 0.16, rel=1e-5)
 
 
+def test_the_step_size_falls_by_a_cosine() -> None:
+    """The first steps are alike, so the second ones differ by the ratio of the step sizes alone."""
+    env = make()
+    moves = []
+    for final in (None, 2e-4):
+        agent = quick(env, learning_rate=1e-3, final_learning_rate=final)
+        path = [[p.detach().double().clone() for p in agent.network.parameters()]]
+
+        def note(progress: TrainingProgress, agent: Any = agent, path: Any = path) -> None:
+            path.append([p.detach().double().clone() for p in agent.network.parameters()])
+
+        agent.learn(4, callback=note)
+        moves.append(
+            [
+                torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)])
+                for before, after in itertools.pairwise(path)
+            ]
+        )
+    constant, falling = moves
+    np.testing.assert_array_equal(falling[0], constant[0])
+    expected = (2e-4 + 8e-4 * (1 + np.cos(np.pi / 4)) / 2) / 1e-3
+    ratio = torch.linalg.norm(falling[1]) / torch.linalg.norm(constant[1])
+    assert ratio.item() == pytest.approx(expected, rel=1e-3)
+
+
 # Convergence
 
 
@@ -223,6 +248,12 @@ def test_the_same_seed_gives_the_same_weights(output: str) -> None:
     assert same(first, second)
     assert not same(first, other)
     assert not same(first, quick(env, seed=1, output=output))
+
+
+def test_the_initial_weights_depend_on_the_seed() -> None:
+    env = make()
+    assert same(quick(env, seed=1), quick(env, seed=1))
+    assert not same(quick(env, seed=1), quick(env, seed=2))
 
 
 def test_training_does_not_depend_on_what_the_environment_did_before() -> None:

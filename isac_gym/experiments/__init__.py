@@ -1,1 +1,0 @@
-"""The experiments: one module a figure, each with its settings, its run and its plot."""
