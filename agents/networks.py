@@ -157,15 +157,17 @@ class ModelBasedPolicy(nn.Module):
         amplitudes = scenario.comm_power**0.5 * torch.exp(0.5 * settings["power"].log_softmax(-1))
         access = None
         if "access" in settings:
-            # The codec reads τ from the sign and passes gradients straight through it.
-            access = 0.5 * (torch.tanh(settings["access"]) + 1.0)
+            # One user is active, whatever the scores: were none, there would be no gradient.
+            share = torch.softmax(settings["access"], -1)
+            chosen = nn.functional.one_hot(share.argmax(-1), scenario.num_users)
+            access = chosen.to(share.dtype) + share - share.detach()
         if scenario.control == "power":
             return self.system.codec.encode(
                 powers=amplitudes.square(), streams=streams, access=access, check=False
             )
         noise = scenario.noise_power + torch.linalg.vector_norm(radar @ streams, dim=-1) ** 2
-        share = scenario.num_users * torch.softmax(settings["dual"], -1)
-        directions = rzf_directions(comm, noise / share.clamp_min(1e-6), scenario.comm_power)
+        duals = scenario.num_users * torch.softmax(settings["dual"], -1)
+        directions = rzf_directions(comm, noise / duals.clamp_min(1e-6), scenario.comm_power)
         precoders = directions * amplitudes.unsqueeze(-2)
         return self.system.codec.encode(
             precoders=precoders, streams=streams, access=access, check=False

@@ -15,16 +15,27 @@ from isac_gym.agents.duals import DualVariables
 from isac_gym.agents.networks import DirectPolicy, ModelBasedPolicy
 from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.agents.trainer import Callback, TrainingSettings, reporting, train
-from isac_gym.channels import Links
-from isac_gym.codec import Codec
 from isac_gym.policy import SystemPolicy
 from isac_gym.scenario import Scenario
-from isac_gym.system import ISACSystem
+from isac_gym.system import ISACSystem, torch_device
 from isac_gym.validation import choice, integer, not_allowed, real
 
 __all__ = ["PRESETS", "PrimalDual", "PrimalDualConfig"]
 
 _KIND = "PrimalDual"
+
+# What the numbers of observations and actions mean; an agent can meet another SNR or threshold.
+_MEANING = (
+    "num_users",
+    "num_comm_antennas",
+    "num_radar_antennas",
+    "num_cells",
+    "control",
+    "precoder_directions",
+    "radar",
+    "num_radar_streams",
+    "scheduling",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +157,9 @@ class PrimalDual(SystemPolicy):
         self.config = dataclasses.replace(PRESETS[preset], **settings)
         self.title = f"primal-dual, {preset}"
         self.seed = integer("seed", seed, 0)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.device(device) != self.system.device:
-            self.system = ISACSystem(self.scenario, device=device)
+        chosen = torch_device(device)
+        if chosen != self.system.device:
+            self.system = ISACSystem(self.scenario, device=chosen)
         self._model = env.unwrapped.channel_model
         self._rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -159,11 +169,8 @@ class PrimalDual(SystemPolicy):
         sizes = self.config.hidden_sizes or (2 * users, 3 * users, 2 * users)
         self.network: DirectPolicy | ModelBasedPolicy = architecture(self.system, sizes, generator)
         self.network.to(self.system.device)
-        constraints = ["power", "sensing"]
-        if self.scenario.scheduling == "contention":
-            constraints.append("scheduling")
         self.duals = DualVariables(
-            constraints,
+            list(self.system.limits),
             self.scenario.num_cells,
             self.config.dual_step_size,
             device=self.system.device,
@@ -275,18 +282,20 @@ class PrimalDual(SystemPolicy):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a saved PrimalDual, or damaged ({error!r})") from error
         agent = cls(env, "paper", seed=seed, device=device, **config)
+        for name in _MEANING:
+            saved, own = getattr(scenario, name), getattr(agent.scenario, name)
+            if saved != own:
+                raise ValueError(
+                    f"{path}: saved for another scenario, with {name}={saved!r}; the environment "
+                    f"has {own!r}"
+                )
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise ValueError(f"{path}: damaged, holds weights that are not finite")
         try:
             agent.network.load_state_dict(weights)
             agent.duals.load(_part(tensors, "duals."))
         except (RuntimeError, ValueError) as error:
-            own = agent.system.codec.links.shape
-            reason = (
-                f"saved for another scenario, {scenario}"
-                if own != Links.of(scenario).shape
-                or Codec(scenario).action_size != agent.system.codec.action_size
-                else "damaged"
-            )
-            raise ValueError(f"{path}: {reason} ({error})") from error
+            raise ValueError(f"{path}: damaged ({error})") from error
         return agent
 
 

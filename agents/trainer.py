@@ -20,14 +20,27 @@ from isac_gym.agents.duals import DualVariables
 from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.channels import ChannelModel, ChannelProcess
 from isac_gym.system import ISACSystem, Outcome
+from isac_gym.validation import integer
 
-__all__ = ["Callback", "TrainingError", "TrainingProgress", "TrainingSettings", "train"]
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "TrainingError",
+    "TrainingProgress",
+    "TrainingSettings",
+    "reporting",
+    "train",
+]
 
 _CHECKPOINT = "training checkpoint"
 
 
 class TrainingError(RuntimeError):
     """Training had to stop."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or of another training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +121,10 @@ def train(
     Raises:
         TrainingError: If the loss or a gradient is not finite; the message names the iteration
             and the last good checkpoint.
-        ValueError: If the checkpoint is of another training.
+        ValueError: If ``checkpoint_every`` is no integer >= 1.
+        CheckpointError: If the checkpoint is damaged, or of another training.
     """
+    integer("checkpoint_every", checkpoint_every, 1)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     process = ChannelProcess(model, system.scenario, settings.batch_size)
     described = {
@@ -118,6 +133,7 @@ def train(
             **identity,
             "settings": dataclasses.asdict(settings),
             "scenario": system.scenario.to_dict(),
+            "channel_model": type(model).__qualname__,
         },
     }
     done = 0
@@ -130,8 +146,7 @@ def train(
         outcome = _outcome(network, system, process)
         constraints = outcome.constraints
         if not settings.relative_constraints:
-            limits = _limits(system)
-            constraints = {name: value * limits[name] for name, value in constraints.items()}
+            constraints = {name: value * system.limits[name] for name, value in constraints.items()}
         loss = duals.penalty(constraints) - outcome.sum_rate.mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -158,11 +173,6 @@ def _outcome(network: nn.Module, system: ISACSystem, process: ChannelProcess) ->
     channels = torch.from_numpy(process.channels).to(system.device)
     estimates = torch.from_numpy(process.estimates).to(system.device)
     return system.step(channels, network(observation), estimates)
-
-
-def _limits(system: ISACSystem) -> dict[str, float]:
-    scenario = system.scenario
-    return {"power": scenario.comm_power, "sensing": scenario.sensing_threshold, "scheduling": 1.0}
 
 
 def _learning_rate(settings: TrainingSettings, iteration: int) -> float:
@@ -216,9 +226,9 @@ def _restore(
     saved, own = meta.get("identity", {}), described["identity"]
     differing = [key for key in own if saved.get(key) != own[key]]
     if differing:
-        raise ValueError(
+        raise CheckpointError(
             f"{path}: checkpoint must be of this training, got one with another "
-            f"{', '.join(differing)}: {[saved.get(key) for key in differing]}"
+            f"{', '.join(differing)}; delete it to start anew, or choose another place"
         )
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -240,7 +250,7 @@ def _restore(
         rng.bit_generator.state = meta["rng"]
         return int(meta["iterations_done"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: damaged checkpoint ({error})") from error
+        raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
 
 
 @contextmanager

@@ -61,6 +61,7 @@ class DecoupledPolicy(SystemPolicy):
         if scenario.scheduling == "contention":
             strongest = torch.linalg.vector_norm(comm, dim=-1).argmax(-1)
             access = torch.nn.functional.one_hot(strongest, scenario.num_users).to(powers.dtype)
+            comm = comm * access.unsqueeze(-1)  # no direction avoids a user that hears nothing
         if scenario.control == "power":
             return self.system.codec.encode(powers=powers, streams=self._streams, access=access)
         noise = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from isac_gym.baselines.decoupled import DecoupledPolicy
 from isac_gym.physics.precoding import precoder_directions
+from isac_gym.validation import integer
 
 __all__ = ["EqualPower", "RandomPower"]
 
@@ -59,8 +60,8 @@ class RandomPower(_FixedDirections):
     Args:
         env: Environment whose scenario the policy is for.
         highest: Powers are uniform in [0, highest] W; None draws them uniform and scales them to
-            the budget.
-        seed: Seed of the draws.
+            the budget (under contention the one active user gets all of it).
+        seed: Seed of the draws; they go on from call to call.
 
     Raises:
         ValueError: If ``highest`` is outside [0, P_C].
@@ -69,13 +70,16 @@ class RandomPower(_FixedDirections):
     def __init__(self, env: Any, highest: float | None = None, seed: int = 0) -> None:
         super().__init__(env)
         self.highest = self._limited("highest", highest)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(integer("seed", seed, 0))
 
     def powers(self, channels: Tensor) -> Tensor:
         """See :meth:`DecoupledPolicy.powers`."""
+        scenario = self.scenario
+        if self.highest is None and scenario.scheduling == "contention":
+            return torch.full(channels.shape[:-1], scenario.comm_power, device=channels.device)
         drawn = self._rng.random(channels.shape[:-1], dtype=np.float32)
         if self.highest is None:
-            drawn *= self.scenario.comm_power / drawn.sum(-1, keepdims=True)
+            drawn *= scenario.comm_power / drawn.sum(-1, keepdims=True)
         else:
             drawn *= self.highest
         return torch.from_numpy(drawn).to(channels.device)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isac_gym.scenario import Scenario
+from isac_gym.validation import real
 
 __all__ = [
     "ChannelModel",
@@ -37,6 +38,7 @@ __all__ = [
     "complex_normal",
     "default_channel_model",
     "observe_channels",
+    "resolve_channel_model",
 ]
 
 Complex = npt.NDArray[np.complex64]
@@ -197,8 +199,7 @@ class RicianChannel(ChannelModel):
     angle_range_deg: tuple[float, float] = (-60.0, 60.0)
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.k_factor_db):
-            raise ValueError(f"k_factor_db must be a finite number (dB), got {self.k_factor_db!r}")
+        real("k_factor_db", self.k_factor_db, "a finite number (dB)", lambda value: True)
         low, high = self.angle_range_deg
         if not -90.0 <= low <= high <= 90.0:
             raise ValueError(
@@ -215,7 +216,8 @@ class RicianChannel(ChannelModel):
         along = np.arange(links.shape[3]) * (2.0 * np.pi * links.antenna_spacing)
         line_of_sight = np.exp(1j * (phase - along * np.sin(direction)))
         scattered = complex_normal(rng, (num, *links.shape))
-        share = 1.0 / (1.0 + 10.0 ** (-self.k_factor_db / 10.0))
+        # κ/(κ+1), in a form that overflows for no κ.
+        share = 0.5 * (1.0 + math.tanh(0.05 * math.log(10.0) * self.k_factor_db))
         mixed = math.sqrt(share) * line_of_sight + math.sqrt(1.0 - share) * scattered
         return _between_cells(mixed.astype(np.complex64), links)
 
@@ -307,6 +309,25 @@ def default_channel_model(scenario: Scenario) -> ChannelModel:
     return GaussMarkovChannel(scenario.doppler)
 
 
+def resolve_channel_model(model: ChannelModel | None, scenario: Scenario) -> ChannelModel:
+    """The channel model of an environment: the one given, or the scenario's default.
+
+    Raises:
+        TypeError: If ``model`` is no :class:`ChannelModel`.
+        ValueError: If the scenario has a Doppler frequency that the model does not follow.
+    """
+    if model is None:
+        return default_channel_model(scenario)
+    if not isinstance(model, ChannelModel):
+        raise TypeError(f"channel_model must be None or a ChannelModel object, got {model!r}")
+    if scenario.doppler is not None and getattr(model, "doppler", None) != scenario.doppler:
+        raise ValueError(
+            f"doppler must be None with a channel_model of its own, got {scenario.doppler!r} and "
+            f"{model!r}"
+        )
+    return model
+
+
 def observe_channels(
     rng: np.random.Generator, channels: Complex, links: Links, error_variance: float
 ) -> Complex:
@@ -353,22 +374,30 @@ class ChannelProcess:
     def start(self, rng: np.random.Generator, where: npt.NDArray[np.bool_] | None = None) -> None:
         """Draw first blocks, for all environments or those of a mask (n,)."""
         if where is None:
-            drawn = self.model.draw(rng, len(self.channels), self.links)
-            self.place(rng, drawn)
+            self.place(rng, self._checked(self.model.draw(rng, len(self.channels), self.links)))
             return
         channels, estimates = self.channels.copy(), self.estimates.copy()
-        channels[where] = self.model.draw(rng, int(where.sum()), self.links)
+        drawn = self.model.draw(rng, int(where.sum()), self.links)
+        channels[where] = self._checked(drawn, int(where.sum()))
         estimates[where] = self._observe(rng, channels[where])
         self.channels, self.estimates = channels, estimates
 
     def advance(self, rng: np.random.Generator) -> None:
         """Draw the next block of every environment."""
-        self.place(rng, self.model.advance(rng, self.channels, self.links))
+        self.place(rng, self._checked(self.model.advance(rng, self.channels, self.links)))
 
     def place(self, rng: np.random.Generator, channels: Complex) -> None:
         """Make ``channels`` the current block and draw its estimate."""
         self.channels = channels
         self.estimates = self._observe(rng, channels)
+
+    def _checked(self, drawn: Complex, num: int | None = None) -> Complex:
+        shape = (len(self.channels) if num is None else num, *self.links.shape)
+        if np.shape(drawn) != shape:
+            raise ValueError(
+                f"{self.model!r} must draw channels of shape {shape}, got {np.shape(drawn)}"
+            )
+        return drawn.astype(np.complex64, copy=False)
 
     def _observe(self, rng: np.random.Generator, channels: Complex) -> Complex:
         return observe_channels(rng, channels, self.links, self._error_variance)

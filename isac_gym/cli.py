@@ -21,9 +21,8 @@ app = typer.Typer(
 _console = Console()
 _errors = Console(stderr=True)
 
-# What a user can cause; anything else is a defect and shows its traceback. Training that
-# diverges raises a RuntimeError.
-_EXPECTED = (TypeError, ValueError, ImportError, OSError, RuntimeError)
+# What a user can cause; anything else is a defect and shows its traceback.
+_EXPECTED = (TypeError, ValueError, ImportError, OSError)
 
 ScenarioName = Annotated[str, typer.Option("--scenario", help="Name of a preset.")]
 Settings = Annotated[
@@ -36,7 +35,6 @@ Settings = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of training and initial weights.")]
-AgentFolder = Annotated[Path, typer.Option(help="Folder for trained agents.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
 EvaluationSeed = Annotated[int, typer.Option(min=0, help="Seed of the evaluation set.")]
@@ -78,6 +76,8 @@ def _train(agent: Any, name: str, folder: Path | None) -> None:
     """Train an agent that can learn, with progress bar and checkpoint if it knows them."""
     import inspect
 
+    from isac_gym.agents.trainer import CheckpointError, TrainingError
+
     learn = getattr(agent, "learn", None)
     if learn is None:
         return
@@ -102,7 +102,11 @@ def _train(agent: Any, name: str, folder: Path | None) -> None:
         if checkpoint.exists():
             _console.print(f"{name}: going on from {checkpoint}", highlight=False)
         options["checkpoint"] = checkpoint
-    learn(**options)
+
+    try:
+        learn(**options)
+    except (TrainingError, CheckpointError) as error:
+        _fail(error)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
 
@@ -131,29 +135,37 @@ def compare(
     Writes compare.csv, compare.json (with settings and versions) and compare.png. A run that was
     killed while training goes on from its checkpoint.
     """
-    from isac_gym.evaluation import AgentResult
+    from isac_gym.evaluation import AgentError, AgentResult
     from isac_gym.evaluation import compare as compare_agents
     from isac_gym.plotting import comparison_figure, save_figure
-    from isac_gym.policy import REGISTRY, agent_names, system_of
+    from isac_gym.policy import REGISTRY, agent_names
+    from isac_gym.system import system_of
 
     started = time.perf_counter()
     # A console script does not look for modules where it is run.
     sys.path.insert(0, str(Path.cwd()))
     env = _make_env(scenario, settings)
-    control = system_of(env).scenario.control
+    own = system_of(env).scenario
+    control = own.control
     names = [] if only else [name for name in agent_names(control) if name in REGISTRY]
-    if control == "beamforming" and not only:
-        # Equal powers along MRT directions are what the agent "mrt" does.
-        names.remove("equal-power")
+    if not only and control == "beamforming" and own.precoder_directions == "mrt":
+        names.remove("equal-power")  # "mrt" is the same
     names += [name for name in agent or [] if name not in names]
     agents: dict[str, Any] = {}
     try:
         for name in names:
-            agents[name] = _agent(name, env, seed)
-            if name in REGISTRY and not REGISTRY[name].learns:
-                continue
-            if not name.endswith(".zip"):
-                _train(agents[name], name, output)
+            made = _agent_if_possible(name, env, seed, asked_for=name in (agent or []))
+            if made is not None:
+                agents[name] = made
+        if not agents:
+            raise ValueError("agents must hold at least one agent, got none")
+        output.mkdir(parents=True, exist_ok=True)  # before the training, whose result it holds
+    except _EXPECTED as error:
+        _fail(error)
+    for name, made in agents.items():
+        if (name not in REGISTRY or REGISTRY[name].learns) and not name.endswith(".zip"):
+            _train(made, name, output)
+    try:
         with _console.status("evaluating") as status:
 
             def report(result: AgentResult) -> None:
@@ -162,17 +174,34 @@ def compare(
             comparison = compare_agents(
                 agents, env, channels=channels, seed=evaluation_seed, callback=report
             )
-        comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
-        comparison.settings["training_seed"] = seed
+    except AgentError as error:
+        _console.print_exception()
+        _fail(error)
+    except _EXPECTED as error:
+        _fail(error)
+    comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
+    comparison.settings["training_seed"] = seed
+    wide = Console(width=max(_console.width, 132))
+    wide.print(comparison)
+    try:
         comparison.to_csv(output / "compare.csv")
         comparison.to_json(output / "compare.json")
         save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
-    except _EXPECTED as error:
+    except OSError as error:
         _fail(error)
-    wide = Console(width=max(_console.width, 132))
-    wide.print(comparison)
     for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
         wide.print(f"{content}: {output / f'compare.{ending}'}", highlight=False, soft_wrap=True)
+
+
+def _agent_if_possible(name: str, env: Any, seed: int, asked_for: bool) -> Any:
+    """The agent; None, with a word why, if it does not suit the scenario and nobody asked for it."""
+    try:
+        return _agent(name, env, seed)
+    except ValueError as error:
+        if asked_for:
+            raise
+        _console.print(f"left out: {name} ({error})", style="yellow", highlight=False)
+        return None
 
 
 def _agent(name: str, env: Any, seed: int) -> Any:
@@ -200,6 +229,7 @@ def train(
     ),
 ) -> None:
     """Train an agent and save it; goes on where a killed run of the same output was."""
+    from isac_gym.agents.trainer import TrainingError
     from isac_gym.policy import REGISTRY, make_agent
 
     if name not in REGISTRY or not REGISTRY[name].learns:
@@ -210,12 +240,13 @@ def train(
     env = _make_env(scenario, settings)
     checkpoint = output.with_suffix(".checkpoint.zip")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         learner: Any = make_agent(name, env, seed=seed)
         learner.learn(
             iterations, progress_bar=True, tensorboard_log=tensorboard, checkpoint=checkpoint
         )
         learner.save(output)
-    except _EXPECTED as error:
+    except (*_EXPECTED, TrainingError) as error:
         _fail(error)
     checkpoint.unlink(missing_ok=True)
     _console.print(f"agent: {output}", highlight=False)
@@ -230,13 +261,21 @@ def evaluate(
     evaluation_seed: EvaluationSeed = 7,
 ) -> None:
     """Evaluate agents without training them, and print the table."""
+    from isac_gym.evaluation import AgentError
     from isac_gym.evaluation import compare as compare_agents
+    from isac_gym.policy import REGISTRY
 
     sys.path.insert(0, str(Path.cwd()))
     env = _make_env(scenario, settings)
     try:
         agents = {name: _agent(name, env, 0) for name in agent}
+        untrained = [name for name in agents if name in REGISTRY and REGISTRY[name].learns]
+        if untrained:
+            _fail(f"not trained: {', '.join(untrained)}; train first, and give the saved .zip")
         comparison = compare_agents(agents, env, channels=channels, seed=evaluation_seed)
+    except AgentError as error:
+        _console.print_exception()
+        _fail(error)
     except _EXPECTED as error:
         _fail(error)
     Console(width=max(_console.width, 132)).print(comparison)
@@ -289,7 +328,7 @@ def bench(
     import torch
 
     from isac_gym.physics.compiled import CompiledPairs
-    from isac_gym.policy import system_of
+    from isac_gym.system import system_of
 
     env = _make_env(scenario, settings)
     envs = gym.make_vec("ISAC-MISO-v0", num_envs=num_envs, scenario=system_of(env).scenario)

@@ -14,7 +14,7 @@ from isac_gym.channels import (
     ChannelProcess,
     Complex,
     Links,
-    default_channel_model,
+    resolve_channel_model,
 )
 from isac_gym.codec import checked_action
 from isac_gym.scenario import Scenario, resolve_scenario
@@ -155,7 +155,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             )
         self.scenario = resolve_scenario(scenario, parameters)
         self.system = ISACSystem(self.scenario)
-        self.channel_model = channel_model or default_channel_model(self.scenario)
+        self.channel_model = resolve_channel_model(channel_model, self.scenario)
         self.render_mode = render_mode
         self.observation_space, self.action_space = spaces_of(self.system)
         self._process = ChannelProcess(self.channel_model, self.scenario, 1)
@@ -297,6 +297,8 @@ def _given_channels(channels: npt.ArrayLike, links: Links) -> Complex:
     shape = links.shape[2:] if links.num_cells == 1 else links.shape
     if array.shape != shape:
         raise ValueError(f"options['channels'] must have shape {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
+    with np.errstate(over="ignore"):  # what overflows is found below
+        converted = array.astype(np.complex64)
+    if not np.isfinite(converted).all():
         raise ValueError("options['channels'] must be finite, got NaN or infinite entries")
-    return array.astype(np.complex64).reshape(links.shape)
+    return converted.reshape(links.shape)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.scenario import Scenario
-from isac_gym.system import ISACSystem
+from isac_gym.system import system_of
 
 __all__ = [
     "REGISTRY",
@@ -58,18 +58,6 @@ class Policy(Protocol):
         Returns:
             Action (A,) or actions (n, A) within [-1, 1], and the next state.
         """
-
-
-def system_of(env: Any) -> ISACSystem:
-    """The system behind an environment, single, batched or wrapped.
-
-    Raises:
-        TypeError: If ``env`` is no ISAC environment.
-    """
-    system = getattr(getattr(env, "unwrapped", env), "system", None)
-    if not isinstance(system, ISACSystem):
-        raise TypeError(f"env must be an ISAC-MISO environment, got {env!r}")
-    return system
 
 
 class SystemPolicy(ABC):

@@ -36,8 +36,11 @@ class AgentResult:
         sensing_loss_p95: 95th percentile of L_r.
         feasible_share: Share of blocks in which every constraint holds to a relative 1e-4.
         mean_cost: Mean of ``cost`` over blocks.
+        worst_mean_constraint: Mean over blocks of the signed constraint for which it is largest
+            (over constraints and stations); feasible on the mean where <= 0.
         seconds_single: Median time of ``predict`` for one observation, in s.
-        seconds_batched: Time of ``predict`` for the whole set, divided by its blocks, in s.
+        seconds_batched: Median time of ``predict`` for a batch of up to 1024 observations, divided
+            by their number, in s.
         sum_rates: Spectral efficiency of each block, (E, T), in bit/s/Hz.
         sensing_losses: L_r of each block and station, (E, T, J).
         beampattern: Mean beampattern over blocks, (J, L), in W.
@@ -52,6 +55,7 @@ class AgentResult:
     sensing_loss_p95: float
     feasible_share: float
     mean_cost: float
+    worst_mean_constraint: float
     seconds_single: float
     seconds_batched: float
     sum_rates: npt.NDArray[np.float64] = dataclasses.field(repr=False)

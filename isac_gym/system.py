@@ -7,6 +7,7 @@ for one cell or several.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from isac_gym.physics.sensing import SensingLoss, SensingModel
 from isac_gym.physics.synthesis import best_beampattern
 from isac_gym.scenario import Scenario
 
-__all__ = ["ISACSystem", "Outcome"]
+__all__ = ["ISACSystem", "Outcome", "system_of", "torch_device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ class ISACSystem:
     Attributes:
         codec: Meaning of observations and actions.
         sensing: Sensing loss of the radar covariances.
+        limits: Limit of each constraint by name, in the constraint's unit.
     """
 
     def __init__(
@@ -101,6 +103,9 @@ class ISACSystem:
             device=device,
         )
         fixed = self.best_streams() if scenario.radar == "fixed" else None
+        self.limits = {"power": scenario.comm_power, "sensing": scenario.sensing_threshold}
+        if scenario.scheduling == "contention":
+            self.limits["scheduling"] = 1.0
         self.codec = Codec(scenario, dtype=dtype, device=device, fixed_streams=fixed)
         self._fixed_sensing = None if fixed is None else self.sensing(fixed @ fixed.mH)
 
@@ -165,6 +170,35 @@ class ISACSystem:
             constraint_sensing=sensing.total / scenario.sensing_threshold - 1.0,
             constraint_scheduling=scheduling,
         )
+
+
+def system_of(env: Any) -> ISACSystem:
+    """The system behind an environment, single, batched or wrapped.
+
+    Raises:
+        TypeError: If ``env`` is no ISAC environment.
+    """
+    system = getattr(getattr(env, "unwrapped", env), "system", None)
+    if not isinstance(system, ISACSystem):
+        raise TypeError(f"env must be an ISAC-MISO environment, got {env!r}")
+    return system
+
+
+def torch_device(device: str) -> torch.device:
+    """The torch device of a name, with ``"auto"`` for CUDA if present.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a torch device of this machine, got {device!r} ({error})"
+        ) from error
+    return torch.device(device)
 
 
 def _expand(sensing: SensingLoss, lead: torch.Size) -> SensingLoss:

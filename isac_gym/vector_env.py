@@ -11,11 +11,12 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from isac_gym.channels import ChannelModel, ChannelProcess, default_channel_model
+from isac_gym.channels import ChannelModel, ChannelProcess, resolve_channel_model
 from isac_gym.codec import checked_action
 from isac_gym.env import checked_options, outcome_info, spaces_of
 from isac_gym.scenario import Scenario, resolve_scenario
-from isac_gym.system import ISACSystem, Outcome
+from isac_gym.system import ISACSystem, Outcome, torch_device
+from isac_gym.validation import integer
 
 __all__ = ["ISACVectorEnv"]
 
@@ -62,8 +63,7 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
         device: str = "cpu",
         **parameters: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer >= 1, got {num_envs!r}")
+        num_envs = integer("num_envs", num_envs, 1)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
                 f"render_mode must be None or one of {self.metadata['render_modes']}, "
@@ -71,10 +71,8 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
             )
         self.num_envs = num_envs
         self.scenario = resolve_scenario(scenario, parameters)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.system = ISACSystem(self.scenario, device=device)
-        self.channel_model = channel_model or default_channel_model(self.scenario)
+        self.system = ISACSystem(self.scenario, device=torch_device(device))
+        self.channel_model = resolve_channel_model(channel_model, self.scenario)
         self.render_mode = render_mode
         self.single_observation_space, self.single_action_space = spaces_of(self.system)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -9,6 +9,9 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from isac_gym.system import system_of
+from isac_gym.validation import not_allowed, real
+
 __all__ = ["EpisodeCostStatistics", "PenalisedReward", "SafetyGymnasium", "VectorReward"]
 
 _Observation = npt.NDArray[np.float32]
@@ -52,25 +55,26 @@ class PenalisedReward(
             ``{"cost_power": 10.0, "cost_sensing": 20.0}``; in bit/s/Hz a unit of relative excess.
 
     Raises:
-        ValueError: If a weight is negative or not finite.
+        ValueError: If a weight is negative or not finite, or there is no cost of its name.
     """
 
     def __init__(self, env: _Env, weights: float | Mapping[str, float] = 10.0) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, weights=weights)
         super().__init__(env)
-        self.weights = dict(weights) if isinstance(weights, Mapping) else {"cost": float(weights)}
-        for name, weight in self.weights.items():
-            if not (np.isfinite(weight) and weight >= 0):
-                raise ValueError(f"weights[{name!r}] must be a finite number >= 0, got {weight!r}")
+        given = dict(weights) if isinstance(weights, Mapping) else {"cost": weights}
+        known = ["cost", *(f"cost_{name}" for name in system_of(env).limits)]
+        for name in given:
+            if name not in known:
+                raise not_allowed("weights", name, f"keyed by costs in info, of {known}")
+        self.weights = {
+            name: real(f"weights[{name!r}]", weight, "a finite number >= 0", lambda w: w >= 0)
+            for name, weight in given.items()
+        }
 
     def step(self, action: _Action) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
-        """Step the environment.
-
-        Raises:
-            KeyError: If ``info`` has no cost of a given name; the message lists those it has.
-        """
+        """Step the environment; the reward is the penalised one."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        penalty = sum(weight * _cost(info, name) for name, weight in self.weights.items())
+        penalty = sum(weight * float(info[name]) for name, weight in self.weights.items())
         return observation, float(reward) - penalty, terminated, truncated, info
 
 
@@ -90,9 +94,7 @@ class VectorReward(
     def __init__(self, env: _Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        costs = ["cost_power", "cost_sensing"]
-        if env.unwrapped.scenario.scheduling == "contention":  # type: ignore[attr-defined]
-            costs.append("cost_scheduling")
+        costs = [f"cost_{name}" for name in system_of(env).limits]
         self.reward_names = ("sum_rate", *costs)
         low = np.array([0.0] + [-np.inf] * len(costs), np.float32)
         high = np.array([np.inf] + [0.0] * len(costs), np.float32)
@@ -101,7 +103,7 @@ class VectorReward(
     def step(self, action: _Action) -> Any:
         """Step the environment; the reward is a float32 array (1 + number of costs,)."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        costs = (-_cost(info, name) for name in self.reward_names[1:])
+        costs = (-float(info[name]) for name in self.reward_names[1:])
         vector = np.array([float(reward), *costs], np.float32)
         return observation, vector, terminated, truncated, info
 
@@ -140,10 +142,3 @@ class EpisodeCostStatistics(
         if terminated or truncated:
             info = {**info, "episode_cost": dict(self._sums)}
         return observation, float(reward), terminated, truncated, info
-
-
-def _cost(info: Mapping[str, Any], name: str) -> float:
-    if name not in info:
-        known = sorted(key for key in info if key.startswith("cost"))
-        raise KeyError(f"weights must name costs in info, one of {known}, got {name!r}")
-    return float(info[name])

@@ -438,8 +438,10 @@ def test_recurrent_agents_get_their_state_and_the_starts_of_episodes() -> None:
     agent = Counting()
     result = evaluate(agent, env, blocks, deterministic=False)
     # Two portions of episodes, each four blocks long.
-    assert [first for first, _, _ in agent.calls] == [True, False, False, False] * 2
-    for index, (_, starts, deterministic) in enumerate(agent.calls):
+    # What follows them are calls for the latency, which leave the results alone.
+    calls = agent.calls[:8]
+    assert [first for first, _, _ in calls] == [True, False, False, False] * 2
+    for index, (_, starts, deterministic) in enumerate(calls):
         assert starts.shape == ((1024,) if index < 4 else (6,))
         assert starts.all() if index % 4 == 0 else not starts.any()
         assert not deterministic

@@ -169,16 +169,16 @@ def best_beampattern(
     Returns:
         The design, the same object at every call with the same arguments.
     """
-    model = SensingModel(
-        num_antennas,
-        spacing,
-        targets_deg,
-        beam_width_deg,
-        cross_correlation=cross_correlation,
-        pattern_scale=pattern_scale,
-        dtype=torch.float64,
-    )
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        model = SensingModel(
+            num_antennas,
+            spacing,
+            targets_deg,
+            beam_width_deg,
+            cross_correlation=cross_correlation,
+            pattern_scale=pattern_scale,
+            dtype=torch.float64,
+        )
         columns = num_antennas if streams is None else streams
         return _design(model, power, columns, stop_below)
 

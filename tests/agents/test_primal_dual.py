@@ -378,7 +378,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(
     assert str(checkpoint) in str(caught.value)
     expected = quick(make(), output=output).learn(30, callback=lambda p: p.iteration < 13)
     assert same(agent, expected), "the weights of the last good iteration are kept"
-    kept = quick(make(), output=output)
+    kept = quick(make(channel_model=Poisoned(at=-1, value=0)), output=output)
     kept.learn(30, checkpoint=checkpoint, callback=lambda p: p.iteration < 13)
     assert same(kept, expected)
 
