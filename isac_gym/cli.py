@@ -194,7 +194,7 @@ def compare(
 
 
 def _agent_if_possible(name: str, env: Any, seed: int, asked_for: bool) -> Any:
-    """The agent; None, with a word why, if it does not suit the scenario and nobody asked for it."""
+    """The agent, or None with a word why: it does not suit the scenario and nobody asked for it."""
     try:
         return _agent(name, env, seed)
     except ValueError as error:

@@ -58,10 +58,13 @@ def checked_action(action: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray
         raise TypeError(f"action must be an array of real numbers, got dtype {given.dtype}")
     if given.shape != shape:
         raise ValueError(f"action must have shape {shape}, got {given.shape}")
-    with np.errstate(over="ignore"):  # what overflows is found below
-        array = given.astype(np.float32)
-    outside = ~(np.abs(array) <= 1)
-    if outside.any():
+    if given.dtype == np.float32:
+        array = given.copy()
+    else:
+        with np.errstate(over="ignore"):  # what overflows is found below
+            array = given.astype(np.float32)
+    if not (array.size == 0 or (array.min() >= -1.0 and array.max() <= 1.0)):
+        outside = ~(np.abs(array) <= 1.0)
         index = tuple(int(i) for i in np.argwhere(outside)[0])
         raise ValueError(
             f"action must be finite and within [-1, 1], got {array[index]} at index {index} "
@@ -93,6 +96,9 @@ class Codec:
         self.dtype = dtype
         self.device = torch.device(device)
         self._fixed_streams = fixed_streams
+        # Held as tensors: an operation with a Python number takes twice as long.
+        self._budget = torch.tensor(scenario.comm_power, dtype=dtype, device=device)
+        self._amplitude = torch.tensor(scenario.comm_power**0.5, dtype=dtype, device=device)
         users, comm = scenario.num_users, scenario.num_comm_antennas
         self.comm_size = {
             "power": users,
@@ -187,7 +193,7 @@ class Codec:
         total = powers.sum(-1)
         if self.scenario.power_limit == "project":
             powers = powers * (budget / total.clamp_min(budget)).unsqueeze(-1)
-            total = total.clamp_max(budget)
+            total = torch.minimum(total, self._budget)
         positive = powers > 0
         # sqrt has no gradient at 0, where a saturated policy ends up.
         amplitudes = torch.where(positive, torch.where(positive, powers, 1.0).sqrt(), 0.0)
@@ -200,15 +206,15 @@ class Codec:
         if active is not None:
             comm = (comm.unflatten(-1, (-1, users)) * active.unsqueeze(-2)).flatten(-2)
         norm = torch.linalg.vector_norm(comm, dim=-1, keepdim=True)
-        amplitude = scenario.comm_power**0.5
+        power = (norm * self._amplitude).square().squeeze(-1)
         if scenario.power_limit == "project":
-            comm = comm * (amplitude / norm.clamp_min(1.0))
-            norm = norm.clamp_max(1.0)
+            comm = comm * (self._amplitude / norm.clamp_min(1.0))
+            power = torch.minimum(power, self._budget)  # what rounding adds is no excess
         else:
-            comm = comm * amplitude
+            comm = comm * self._amplitude
         parts = comm.reshape(*comm.shape[:-1], -1, antennas, users).unbind(-3)
         imaginary = parts[1] if len(parts) == 2 else torch.zeros_like(parts[0])
-        return torch.complex(parts[0], imaginary), (norm.square() * scenario.comm_power).squeeze(-1)
+        return torch.complex(parts[0], imaginary), power
 
     def directions(self, estimates: Tensor) -> Tensor:
         """Unit-norm directions of power control.

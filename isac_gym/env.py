@@ -70,7 +70,7 @@ def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
         [
             *stations.values(),
             *(value.view(num, -1) for value in users.values()),
-            outcome.sum_rate[:, None],
+            outcome.sum_rate.unsqueeze(1),
         ],
         dim=1,
     )
@@ -212,11 +212,12 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
         checked = checked_action(action, (self.system.codec.action_size,))
         with torch.inference_mode():
-            outcome = self.system.step(
-                torch.from_numpy(self._process.channels),
-                torch.from_numpy(checked)[None],
-                torch.from_numpy(self._process.estimates),
-            )
+            channels = torch.from_numpy(self._process.channels)
+            estimates = channels
+            if self._process.estimates is not self._process.channels:
+                estimates = torch.from_numpy(self._process.estimates)
+            action_batch = torch.from_numpy(checked).unsqueeze(0)
+            outcome = self.system.step(channels, action_batch, estimates)
             batch = outcome_info(outcome)
         info = {
             key: value[0].copy() if value.ndim > 1 else float(value[0])

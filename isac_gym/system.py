@@ -106,6 +106,13 @@ class ISACSystem:
         self.limits = {"power": scenario.comm_power, "sensing": scenario.sensing_threshold}
         if scenario.scheduling == "contention":
             self.limits["scheduling"] = 1.0
+        # Held as tensors: an operation with a Python number takes twice as long.
+        self._noise = torch.tensor(scenario.noise_power, dtype=dtype, device=device)
+        self._minus_one = torch.tensor(-1.0, dtype=dtype, device=device)
+        self._limits = {
+            name: torch.tensor(limit, dtype=dtype, device=device)
+            for name, limit in self.limits.items()
+        }
         self.codec = Codec(scenario, dtype=dtype, device=device, fixed_streams=fixed)
         self._fixed_sensing = None if fixed is None else self.sensing(fixed @ fixed.mH)
 
@@ -145,7 +152,7 @@ class ISACSystem:
         """
         scenario = self.scenario
         powers = link_powers(channels, transmission.precoders, transmission.streams)
-        ratio = sinr(powers, scenario.noise_power)
+        ratio = sinr(powers, self._noise)
         rates = spectral_efficiency(ratio)
         scheduling = None
         if transmission.access is not None:
@@ -166,10 +173,14 @@ class ISACSystem:
             rates=rates,
             sum_rate=rates.sum((-2, -1)),
             sensing=sensing,
-            constraint_power=transmission.comm_power / scenario.comm_power - 1.0,
-            constraint_sensing=sensing.total / scenario.sensing_threshold - 1.0,
+            constraint_power=self._relative("power", transmission.comm_power),
+            constraint_sensing=self._relative("sensing", sensing.total),
             constraint_scheduling=scheduling,
         )
+
+    def _relative(self, name: str, value: Tensor) -> Tensor:
+        """Excess over the limit, in units of the limit."""
+        return value / self._limits[name] + self._minus_one
 
 
 def system_of(env: Any) -> ISACSystem:
