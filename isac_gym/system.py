@@ -150,7 +150,6 @@ class ISACSystem:
         Returns:
             The outcome, with the leading dimensions of the input.
         """
-        scenario = self.scenario
         powers = link_powers(channels, transmission.precoders, transmission.streams)
         ratio = sinr(powers, self._noise)
         rates = spectral_efficiency(ratio)
