@@ -75,20 +75,21 @@ def outcome_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
         dim=1,
     )
     columns = table.cpu().numpy()
-    station_columns = columns[:, : cells * len(stations)]
-    user_columns = columns[:, cells * len(stations) : -1]
-    excess = np.maximum(station_columns[:, : cells * len(constraints)], 0.0)
-    info = {"cost": excess.sum(-1), "sum_rate": columns[:, -1]}
-    for index, name in enumerate(constraints):
-        value = excess[:, index * cells : (index + 1) * cells]
-        info[f"cost_{name}"] = value[:, 0] if cells == 1 else value.sum(-1)
-    for index, name in enumerate(stations):
-        value = station_columns[:, index * cells : (index + 1) * cells]
-        info[name] = value[:, 0] if cells == 1 else value
-    for index, name in enumerate(users):
-        value = user_columns[:, index * cells * count : (index + 1) * cells * count]
-        info[name] = value if cells == 1 else value.reshape(num, cells, count)
-    return info
+    # Entry first, so that iterating hands out one array an entry.
+    by_station = columns[:, : cells * len(stations)].reshape(num, -1, cells).swapaxes(0, 1)
+    by_user = columns[:, cells * len(stations) : -1].reshape(num, -1, cells, count).swapaxes(0, 1)
+    costs = np.maximum(by_station[: len(constraints)], 0.0)
+    if cells == 1:
+        by_station, by_user, costs = by_station[..., 0], by_user[:, :, 0], costs[..., 0]
+    else:
+        costs = costs.sum(-1)
+    return {
+        "cost": costs.sum(0),
+        **{f"cost_{name}": value for name, value in zip(constraints, costs, strict=True)},
+        "sum_rate": columns[:, -1],
+        **dict(zip(stations, by_station, strict=True)),
+        **dict(zip(users, by_user, strict=True)),
+    }
 
 
 class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):

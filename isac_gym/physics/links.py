@@ -16,6 +16,8 @@ from torch import Tensor
 
 __all__ = ["LinkPowers", "link_powers", "radar_interference", "sinr", "spectral_efficiency"]
 
+_BITS_PER_NAT = 1.0 / math.log(2.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class LinkPowers:
@@ -121,4 +123,4 @@ def sinr(powers: LinkPowers, noise_power: float | Tensor) -> Tensor:
 
 def spectral_efficiency(sinr_values: Tensor) -> Tensor:
     """Spectral efficiency log2(1 + γ) of each user, in bit/s/Hz, same shape as the input."""
-    return torch.log1p(sinr_values) * (1.0 / math.log(2.0))
+    return torch.log1p(sinr_values) * _BITS_PER_NAT
