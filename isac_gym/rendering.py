@@ -89,7 +89,7 @@ class Renderer:
                 rate_axes.bar(users + (cell - (cells - 1) / 2) * width, rates[cell], width)
             rate_axes.set_xticks(users)
             loss = outcome.sensing.total.reshape(-1, cells)[0].cpu().numpy()
-            stated = ", ".join(f"{value:.4f}" for value in loss)
+            stated = ", ".join(f"{value:.{4 if cells == 1 else 3}f}" for value in loss)
             rate_axes.set_title(f"Sum {rates.sum():.2f}, sensing loss {stated}", fontsize="medium")
             if cells > 1:
                 pattern_axes.legend()
