@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -175,7 +176,7 @@ def compare(
                 agents, env, channels=channels, seed=evaluation_seed, callback=report
             )
     except AgentError as error:
-        _console.print_exception()
+        traceback.print_exception(error.__cause__)
         _fail(error)
     except _EXPECTED as error:
         _fail(error)
@@ -274,7 +275,7 @@ def evaluate(
             _fail(f"not trained: {', '.join(untrained)}; train first, and give the saved .zip")
         comparison = compare_agents(agents, env, channels=channels, seed=evaluation_seed)
     except AgentError as error:
-        _console.print_exception()
+        traceback.print_exception(error.__cause__)
         _fail(error)
     except _EXPECTED as error:
         _fail(error)

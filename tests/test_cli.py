@@ -406,3 +406,26 @@ def test_bench_measures_both_environments() -> None:
     output = succeeded(run("bench", "--num-envs", "4", "--seconds", "0.1", *settings_of()))
     assert "single" in output
     assert "batch of 4" in output
+
+
+def test_a_bug_in_a_strangers_agent_shows_where_it_is(folder: Path) -> None:
+    (folder / "buggy.py").write_text(
+        "class Agent:\n    def predict(self, observation, **_):\n        return {}['my mistake']\n"
+    )
+    result = run(*BASE, "--agent", "buggy:Agent", *SET)
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert "buggy.py" in text
+    assert "my mistake" in text
+    assert "'buggy:Agent' failed in predict" in text
+
+
+def test_baselines_that_do_not_suit_the_scenario_are_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, preset in PRIMAL_DUAL_PRESETS.items():
+        short = dataclasses.replace(preset, iterations=2)
+        monkeypatch.setitem(PRIMAL_DUAL_PRESETS, name, short)  # type: ignore[arg-type]
+    output = succeeded(run("compare", "--channels", "5", *settings_of(num_users=4)))
+    assert "left out: zf" in output
+    assert "rzf" in output

@@ -680,3 +680,27 @@ def test_public_names_are_importable() -> None:
         assert getattr(isac_gym, name) is not None
     with pytest.raises(AttributeError, match="nosuch"):
         isac_gym.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("model", ["rician", RicianChannel, 5])
+def test_a_channel_model_must_be_an_object_of_one(model: Any, vector: bool) -> None:
+    build = gym.make_vec if vector else gym.make
+    with pytest.raises(TypeError, match="channel_model must be"):
+        build("ISAC-MISO-v0", channel_model=model, **SMALL)
+
+
+def test_a_doppler_that_the_channel_model_does_not_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match="doppler must be None"):
+        make(**SMALL, doppler=0.1, channel_model=RicianChannel())
+    model = isac_gym.GaussMarkovChannel(0.1)
+    assert make(**SMALL, doppler=0.1, channel_model=model).unwrapped.channel_model is model
+
+
+def test_a_channel_model_that_draws_the_wrong_shape_is_named() -> None:
+    class Flat(isac_gym.ChannelModel):
+        def draw(self, rng: np.random.Generator, num: int, links: Any) -> Any:
+            return np.zeros((num, 3), np.complex64)
+
+    with pytest.raises(ValueError, match=r"Flat.*must draw channels of shape \(1, 1, 1, 3, 9\)"):
+        make(**SMALL, channel_model=Flat()).reset(seed=0)

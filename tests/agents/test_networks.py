@@ -147,3 +147,16 @@ def test_avoiding_users_trades_sensing_for_less_radar_interference() -> None:
     V = system.best_streams()[0].numpy()
     floor = sum(reference.sensing_loss(V @ V.conj().T, 0.5, (-50.0, 10.0)))
     assert losses[0] == pytest.approx(floor, rel=1e-2)
+
+
+@pytest.mark.parametrize("scale", [-100.0, 1.0, 100.0])
+def test_exactly_one_user_of_a_cell_is_active_under_contention(scale: float) -> None:
+    env = make(control="power", radar="fixed", scheduling="contention", num_cells=2)
+    policy = ModelBasedPolicy(system_of(env), (8,), generator())
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(scale)
+    observation = torch.from_numpy(env.reset(seed=0)[0])[None]
+    users = env.unwrapped.scenario.num_users
+    access = policy(observation).view(1, 2, 2, users)[:, :, 1]
+    np.testing.assert_array_equal((access > 0).sum(-1), [[1, 1]])

@@ -283,3 +283,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("saved_in", "changes"),
+    [
+        # Observations and actions keep their lengths here; what their numbers mean differs.
+        ({}, {"num_radar_antennas": 5, "num_comm_antennas": 4}),
+        ({"control": "power"}, {"control": "power", "precoder_directions": "zf"}),
+    ],
+    ids=["antennas", "directions"],
+)
+def test_an_agent_whose_numbers_mean_something_else_is_refused(
+    tmp_path: Path, saved_in: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "agent.zip"
+    settings = {"radar": "fixed", "sensing_threshold": 1.0}
+    PrimalDual(make(**settings, **saved_in), "tuned").save(path)
+    named = "num_comm_antennas|precoder_directions"
+    with pytest.raises(
+        ValueError, match=rf"agent\.zip: saved for another scenario, with ({named})"
+    ):
+        PrimalDual.load(path, make(**settings, **changes))
+
+
+def test_weights_that_are_not_finite_are_refused(saved: Path, tmp_path: Path) -> None:
+    parts = parts_of(saved)
+    changed_tensors(lambda tensors: tensors[first_weight(tensors)].fill_(float("nan")))(parts)
+    with pytest.raises(ValueError, match=r"nan\.zip: damaged, holds weights that are not finite"):
+        PrimalDual.load(pack(tmp_path / "nan.zip", parts), make())
