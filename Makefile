@@ -41,7 +41,8 @@ format: $(STAMP) ## rewrite the files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## run the benchmarks
+bench: $(STAMP) ## run the benchmarks, with the peers that they are measured beside
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/pytest benchmarks $(ARGS)
 
 # A stale build/ would carry deleted modules into the wheel.

@@ -73,15 +73,19 @@ def _make_env(scenario: str, settings: list[str] | None) -> Any:
         _fail(error)
 
 
-def _train(agent: Any, name: str, folder: Path | None) -> None:
-    """Train an agent that can learn, with progress bar and checkpoint if it knows them."""
+def _train(agent: Any, name: str, folder: Path) -> Path | None:
+    """Train an agent that can learn, with progress bar and checkpoint if it knows them.
+
+    Returns:
+        The checkpoint, which the caller removes once the results are safe.
+    """
     import inspect
 
     from isac_gym.agents.trainer import CheckpointError, TrainingError
 
     learn = getattr(agent, "learn", None)
     if learn is None:
-        return
+        return None
     known = inspect.signature(learn).parameters
     needed = [
         parameter.name
@@ -98,18 +102,16 @@ def _train(agent: Any, name: str, folder: Path | None) -> None:
     if "progress_bar" in known:
         options["progress_bar"] = True
     checkpoint = None
-    if folder is not None and "checkpoint" in known:
+    if "checkpoint" in known:
         checkpoint = folder / f"{name.replace(':', '.')}.checkpoint.zip"
         if checkpoint.exists():
             _console.print(f"{name}: going on from {checkpoint}", highlight=False)
         options["checkpoint"] = checkpoint
-
     try:
         learn(**options)
     except (TrainingError, CheckpointError) as error:
         _fail(error)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    return checkpoint
 
 
 @app.command()
@@ -134,7 +136,7 @@ def compare(
     """Train what needs training, evaluate all on one set of channels, print the table.
 
     Writes compare.csv, compare.json (with settings and versions) and compare.png. A run that was
-    killed while training goes on from its checkpoint.
+    killed before its results were written goes on from its checkpoints.
     """
     from isac_gym.evaluation import AgentError, AgentResult
     from isac_gym.evaluation import compare as compare_agents
@@ -153,6 +155,7 @@ def compare(
         names.remove("equal-power")  # "mrt" is the same
     names += [name for name in agent or [] if name not in names]
     agents: dict[str, Any] = {}
+    checkpoints: list[Path | None] = []
     try:
         for name in names:
             made = _agent_if_possible(name, env, seed, asked_for=name in (agent or []))
@@ -165,7 +168,7 @@ def compare(
         _fail(error)
     for name, made in agents.items():
         if (name not in REGISTRY or REGISTRY[name].learns) and not name.endswith(".zip"):
-            _train(made, name, output)
+            checkpoints.append(_train(made, name, output))
     try:
         with _console.status("evaluating") as status:
 
@@ -190,6 +193,8 @@ def compare(
         save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
     except OSError as error:
         _fail(error)
+    for checkpoint in filter(None, checkpoints):
+        checkpoint.unlink(missing_ok=True)
     for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
         wide.print(f"{content}: {output / f'compare.{ending}'}", highlight=False, soft_wrap=True)
 

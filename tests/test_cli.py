@@ -429,3 +429,24 @@ def test_baselines_that_do_not_suit_the_scenario_are_left_out(
     output = succeeded(run("compare", "--channels", "5", *settings_of(num_users=4)))
     assert "left out: zf" in output
     assert "rzf" in output
+
+
+def test_what_was_trained_survives_until_the_results_are_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(PRIMAL_DUAL_PRESETS["paper"], iterations=5)
+    monkeypatch.setitem(PRIMAL_DUAL_PRESETS, "paper", short)  # type: ignore[arg-type]
+    learner = [*BASE, "--agent", "primal-dual-paper", "-o", "out", *SET]
+    (folder / "late.py").write_text(
+        "class Agent:\n    def predict(self, *_, **__): raise OSError\n"
+    )
+    assert run(*learner, "--agent", "late:Agent").exit_code == 2
+    checkpoint = folder / "out" / "primal-dual-paper.checkpoint.zip"
+    assert checkpoint.exists()
+    assert "going on from" in succeeded(run(*learner))
+    assert not checkpoint.exists()
+    with (folder / "out" / "compare.csv").open(newline="") as file:
+        resumed = next(csv.DictReader(file))["spectral_efficiency"]
+    succeeded(run(*BASE, "--agent", "primal-dual-paper", "-o", "anew", *SET))
+    with (folder / "anew" / "compare.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["spectral_efficiency"] == resumed
