@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from isac_gym.codec import own_channels
+from isac_gym.physics.links import radar_interference
 from isac_gym.policy import SystemPolicy
 
-__all__ = ["DecoupledPolicy"]
+__all__ = ["DecoupledPolicy", "DirectedPolicy"]
 
 
 class DecoupledPolicy(SystemPolicy):
@@ -36,36 +37,69 @@ class DecoupledPolicy(SystemPolicy):
         self._streams = self.system.best_streams()
 
     @abstractmethod
-    def directions(self, channels: Tensor, noise_power: Tensor) -> Tensor:
-        """Unit-norm directions.
+    def precoders(self, channels: Tensor, noise_power: Tensor) -> Tensor:
+        """Precoders within the budget, for ``control="beamforming"``.
 
         Args:
-            channels: G with row k = g_kᵀ, complex (n, J, K, M_C).
+            channels: G with row k = g_kᵀ, complex (n, J, K, M_C); under contention zero for users
+                that are not served.
             noise_power: Noise plus the radar power of the own station, (n, J, K), in W.
 
         Returns:
-            Complex tensor (n, J, M_C, K).
+            Complex tensor (n, J, M_C, K), in √W.
         """
 
     @abstractmethod
-    def powers(self, channels: Tensor) -> Tensor:
-        """Power of each user, (n, J, K), in W, for channels as in :meth:`directions`."""
+    def powers(self, gains: Tensor, noise_power: Tensor) -> Tensor:
+        """Powers within the budget along the scenario's directions, for ``control="power"``.
+
+        Args:
+            gains: abs(g_kᵀd_l)² for user k and the direction of user l, (n, J, K, K); under
+                contention zero where either is not served.
+            noise_power: As in :meth:`precoders`.
+
+        Returns:
+            p_k, shape (n, J, K), in W.
+        """
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
-        scenario = self.scenario
-        own = own_channels(self.system.codec.channels(observation))
+        scenario, codec = self.scenario, self.system.codec
+        estimates = codec.channels(observation)
+        own = own_channels(estimates)
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
-        powers = self.powers(comm)
+        noise = scenario.noise_power + radar_interference(radar, self._streams)
         access = None
         if scenario.scheduling == "contention":
             strongest = torch.linalg.vector_norm(comm, dim=-1).argmax(-1)
-            access = torch.nn.functional.one_hot(strongest, scenario.num_users).to(powers.dtype)
+            access = torch.nn.functional.one_hot(strongest, scenario.num_users).to(noise.dtype)
             comm = comm * access.unsqueeze(-1)  # no direction avoids a user that hears nothing
         if scenario.control == "power":
-            return self.system.codec.encode(powers=powers, streams=self._streams, access=access)
-        noise = (
-            scenario.noise_power + torch.linalg.vector_norm(radar @ self._streams, dim=-1).square()
-        )
-        precoders = self.directions(comm, noise) * powers.sqrt().unsqueeze(-2)
-        return self.system.codec.encode(precoders=precoders, streams=self._streams, access=access)
+            gains = (comm @ codec.directions(estimates)).abs().square()
+            if access is not None:
+                gains = gains * access.unsqueeze(-2)
+            powers = self.powers(gains, noise)
+            return codec.encode(powers=powers, streams=self._streams, access=access)
+        precoders = self.precoders(comm, noise)
+        return codec.encode(precoders=precoders, streams=self._streams, access=access)
+
+
+class DirectedPolicy(DecoupledPolicy):
+    """Directions and powers are decided one without the other."""
+
+    @abstractmethod
+    def directions(self, channels: Tensor, noise_power: Tensor) -> Tensor:
+        """Unit-norm directions, complex (n, J, M_C, K), of :meth:`DecoupledPolicy.precoders`."""
+
+    @abstractmethod
+    def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Power of each user, of the given shape (n, J, K), in W."""
+
+    def precoders(self, channels: Tensor, noise_power: Tensor) -> Tensor:
+        """See :meth:`DecoupledPolicy.precoders`."""
+        powers = self.shares(noise_power.shape, noise_power.device)
+        return self.directions(channels, noise_power) * powers.sqrt().unsqueeze(-2)
+
+    def powers(self, gains: Tensor, noise_power: Tensor) -> Tensor:
+        """See :meth:`DecoupledPolicy.powers`."""
+        return self.shares(noise_power.shape, noise_power.device)

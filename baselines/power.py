@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isac_gym.baselines.decoupled import DecoupledPolicy
+from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.validation import integer
 
 __all__ = ["EqualPower", "RandomPower"]
 
 
-class _FixedDirections(DecoupledPolicy):
+class _FixedDirections(DirectedPolicy):
     def directions(self, channels: Tensor, noise_power: Tensor) -> Tensor:
         """Directions of the scenario's ``precoder_directions``."""
         scenario = self.scenario
@@ -46,12 +46,12 @@ class EqualPower(_FixedDirections):
         super().__init__(env)
         self.power = self._limited("power", power)
 
-    def powers(self, channels: Tensor) -> Tensor:
-        """See :meth:`DecoupledPolicy.powers`."""
+    def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """See :meth:`DirectedPolicy.shares`."""
         scenario = self.scenario
         served = 1 if scenario.scheduling == "contention" else scenario.num_users
         each = scenario.comm_power / served if self.power is None else self.power
-        return torch.full(channels.shape[:-1], each, device=channels.device)
+        return torch.full(shape, each, device=device)
 
 
 class RandomPower(_FixedDirections):
@@ -72,14 +72,14 @@ class RandomPower(_FixedDirections):
         self.highest = self._limited("highest", highest)
         self._rng = np.random.default_rng(integer("seed", seed, 0))
 
-    def powers(self, channels: Tensor) -> Tensor:
-        """See :meth:`DecoupledPolicy.powers`."""
+    def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """See :meth:`DirectedPolicy.shares`."""
         scenario = self.scenario
         if self.highest is None and scenario.scheduling == "contention":
-            return torch.full(channels.shape[:-1], scenario.comm_power, device=channels.device)
-        drawn = self._rng.random(channels.shape[:-1], dtype=np.float32)
+            return torch.full(shape, scenario.comm_power, device=device)
+        drawn = self._rng.random(shape, dtype=np.float32)
         if self.highest is None:
             drawn *= scenario.comm_power / drawn.sum(-1, keepdims=True)
         else:
             drawn *= self.highest
-        return torch.from_numpy(drawn).to(channels.device)
+        return torch.from_numpy(drawn).to(device)

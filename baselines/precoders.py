@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from isac_gym.baselines.decoupled import DecoupledPolicy
+from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import mrt_directions, rzf_directions, zf_directions
 
 __all__ = ["MRT", "RZF", "ZF", "LinearPrecoder"]
 
 
-class LinearPrecoder(DecoupledPolicy):
+class LinearPrecoder(DirectedPolicy):
     """A linear precoder with P_C/K for every user.
 
     Args:
@@ -40,18 +40,18 @@ class LinearPrecoder(DecoupledPolicy):
             )
 
     def directions(self, channels: Tensor, noise_power: Tensor) -> Tensor:
-        """See :meth:`DecoupledPolicy.directions`."""
+        """See :meth:`DirectedPolicy.directions`."""
         if self.kind == "mrt":
             return mrt_directions(channels)
         if self.kind == "zf":
             return zf_directions(channels)
         return rzf_directions(channels, noise_power, self.scenario.comm_power)
 
-    def powers(self, channels: Tensor) -> Tensor:
-        """See :meth:`DecoupledPolicy.powers`."""
+    def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """See :meth:`DirectedPolicy.shares`."""
         scenario = self.scenario
         served = 1 if scenario.scheduling == "contention" else scenario.num_users
-        return torch.full(channels.shape[:-1], scenario.comm_power / served, device=channels.device)
+        return torch.full(shape, scenario.comm_power / served, device=device)
 
 
 class MRT(LinearPrecoder):

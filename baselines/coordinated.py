@@ -1,0 +1,291 @@
+"""What coordinated designs share: a waveform that heeds the users, and a precoder that suits it."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isac_gym.baselines.links import Link, PowerLink, PrecoderLink
+from isac_gym.baselines.waveform import ExactSensing
+from isac_gym.baselines.wmmse import maximise_rate
+from isac_gym.codec import own_channels
+from isac_gym.physics.links import radar_interference
+from isac_gym.physics.synthesis import normalise_rows
+from isac_gym.policy import SystemPolicy
+from isac_gym.validation import not_allowed
+
+__all__ = ["CoordinatedDesign", "CoordinatedPolicy", "Problems"]
+
+_PROBLEMS = 4096
+"""Problems searched at a time: enough for long vectors, few enough for their memory."""
+_AVOIDANCE = 0.3
+_MARGIN = 1e-5
+"""Relative excess over ε up to which a waveform is feasible: rounding in single precision."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CoordinatedDesign:
+    """Designs for a batch of n channels.
+
+    Attributes:
+        precoders: F, complex (n, J, M_C, K), in √W; None for power control.
+        powers: ‖F_k‖² or p_k, (n, J, K), in W.
+        streams: V, complex (n, J, M_R, r), in √W.
+        served: 1 for users with access, (n, J, K); all may have it unless users contend.
+        rate: Sum rate of each station without the others' interference, (n, J), in bit/s/Hz.
+        sensing_loss: L_r, (n, J).
+        excess: Constraint residual L_r/ε - 1, (n, J).
+        multiplier: What a relative unit of ε is worth to the objective, (n, J): for the joint
+            optimum in bit/s/Hz, its price under the expected constraint.
+        change: Relative change of the objective over the last quarter of the iterations, (n, J).
+        start: Index of the start that led to the design, (n, J).
+    """
+
+    precoders: Tensor | None
+    powers: Tensor
+    streams: Tensor
+    served: Tensor
+    rate: Tensor
+    sensing_loss: Tensor
+    excess: Tensor
+    multiplier: Tensor
+    change: Tensor
+    start: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """One problem for each of b channels, c starts and J stations: n = b·c·J, in that order.
+
+    Attributes:
+        link: The n downlinks.
+        radar: f, complex (n, K, M_R).
+        served: Users that a start is for, (n, K); under contention the only ones with access.
+        starts: Index of the start, (b, c, J).
+    """
+
+    link: Link
+    radar: Tensor
+    served: Tensor
+    starts: Tensor
+
+    def flat_index(self, among: Tensor) -> Tensor:
+        """Flat indices of the problems at ``among`` (b, ·, J) along the axis of the starts."""
+        batch, held, cells = self.starts.shape
+        first = torch.arange(batch, device=among.device)[:, None, None] * held
+        return ((first + among) * cells + torch.arange(cells, device=among.device)).flatten()
+
+    def keep(self, among: Tensor) -> Problems:
+        """The problems at ``among`` (b, ·, J) along the axis of the starts."""
+        index = self.flat_index(among)
+        return Problems(
+            self.link.select(index),
+            self.radar[index],
+            self.served[index],
+            self.starts.gather(1, among),
+        )
+
+
+class CoordinatedPolicy(SystemPolicy):
+    """Base of designs in which the waveform heeds the users.
+
+    Args:
+        env: Environment whose scenario the policy is for, with ``radar="learned"`` and control
+            ``"beamforming"`` or ``"power"``. With several cells every station decides as if it
+            were alone.
+
+    Raises:
+        ValueError: If the scenario has another control mode or a fixed radar.
+
+    Attributes:
+        starts: Users that each start is for, (c, K).
+    """
+
+    starts: Tensor
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        scenario = self.scenario
+        if scenario.control == "amplitude":
+            raise not_allowed("control", scenario.control, "'beamforming' or 'power'")
+        if scenario.radar != "learned":
+            raise ValueError(
+                f"{type(self).__name__} needs radar 'learned', got {scenario.radar!r}; with a "
+                "fixed radar WMMSE is the reference"
+            )
+        self._best = self.system.best_streams()
+        self._exact = ExactSensing(self.system.sensing)
+
+    @abstractmethod
+    def _design(self, channels: Tensor) -> CoordinatedDesign:
+        """Designs for a batch that fits into memory; see :meth:`solve`."""
+
+    def solve(self, channels: Tensor) -> CoordinatedDesign:
+        """Designs for a batch of channels.
+
+        Args:
+            channels: H, complex (n, J, J, K, M).
+
+        Returns:
+            The designs.
+
+        Raises:
+            ValueError: If the channels have another shape, or entries that are not finite.
+        """
+        expected = self.system.codec.links.shape
+        if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
+            raise ValueError(
+                f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
+                f"{tuple(channels.shape)}"
+            )
+        parts = [self._design(part) for part in self._chunks(channels)]
+        joined: dict[str, Any] = {}
+        for field in dataclasses.fields(CoordinatedDesign):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if values[0] is None else torch.cat(values)
+        return CoordinatedDesign(**joined)
+
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """See :meth:`SystemPolicy.act`."""
+        found = self.solve(self.system.codec.channels(observation))
+        contends = self.scenario.scheduling == "contention"
+        return self.system.codec.encode(
+            precoders=found.precoders,
+            powers=found.powers,
+            streams=found.streams,
+            access=found.served if contends else None,
+        )
+
+    def _chunks(self, channels: Tensor) -> Iterator[Tensor]:
+        channels = channels.to(self.system.device, self.system.dtype.to_complex())
+        yield from channels.split(max(1, _PROBLEMS // (len(self.starts) * self.scenario.num_cells)))
+
+    def _problems(self, channels: Tensor) -> Problems:
+        """Every start for every channel and station."""
+        scenario = self.scenario
+        batch, count, cells = len(channels), len(self.starts), scenario.num_cells
+        own = own_channels(channels)
+        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value[:, None].expand(batch, count, *value.shape[1:]).flatten(0, 2)
+
+        served = self.starts.to(own.device, own.real.dtype)
+        served = served[None, :, None].expand(batch, -1, cells, -1).flatten(0, 2)
+        contends = scenario.scheduling == "contention"
+        link: Link
+        if scenario.control == "power":
+            gains = repeated((comm @ self.system.codec.directions(channels)).abs().square())
+            if contends:
+                gains = gains * served.unsqueeze(-1) * served.unsqueeze(-2)
+            link = PowerLink(gains.double(), scenario.comm_power)
+        else:
+            comm = repeated(comm)
+            if contends:
+                comm = comm * served.unsqueeze(-1)
+            link = PrecoderLink(comm.to(torch.complex128), scenario.comm_power)
+        starts = torch.arange(count, device=own.device)[None, :, None].expand(batch, -1, cells)
+        return Problems(link, repeated(radar), served, starts)
+
+    def _avoiding(self, problems: Problems) -> Tensor:
+        """V (n, M_R, r) that spares the served users: (I + c Σ f* fᵀ)⁻¹ V_best, normalised."""
+        radar, served = problems.radar, problems.served
+        strength = radar.abs().square().mean((-2, -1)).clamp_min(1e-30)
+        weights = _AVOIDANCE * served / strength[:, None]
+        gram = radar.mH @ (weights.unsqueeze(-1) * radar)
+        gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        streams, _ = torch.linalg.solve_ex(gram, self._best_streams(len(gram)))
+        return normalise_rows(streams, self.scenario.radar_power)
+
+    def _noise(self, radar: Tensor, streams: Tensor) -> Tensor:
+        """Noise plus radar power of each user, (n, K), in W, in double precision."""
+        return self.scenario.noise_power + radar_interference(radar, streams).double()
+
+    def _loss(self, streams: Tensor) -> Tensor:
+        """L_r (n,) of V (n, M_R, r)."""
+        covariance = (streams @ streams.mH).unflatten(0, (-1, self.scenario.num_cells))
+        return self._exact.loss(covariance).flatten()
+
+    def _best_streams(self, count: int) -> Tensor:
+        """The best beampattern for each of n problems, (n, M_R, r)."""
+        cells = self.scenario.num_cells
+        return self._best.expand(count // cells, -1, -1, -1).flatten(0, 1)
+
+    def _made_feasible(self, streams: Tensor) -> Tensor:
+        """V (n, M_R, r), those that exceed ε moved towards the best until they do not."""
+        power = self.scenario.radar_power
+        limit = (1.0 + _MARGIN) * self.scenario.sensing_threshold
+        outside = self._loss(streams) > limit
+        if not bool(outside.any()):
+            return streams
+        best = self._best_streams(len(streams))
+        # Turned so that the path between the two is short; R does not change by that.
+        left, _, right = torch.linalg.svd(best.mH @ streams)
+        best = best @ (left @ right)
+        low = torch.zeros_like(streams.real[:, :1, :1])
+        high = torch.ones_like(low)
+        inside = best
+        for _ in range(14):
+            middle = 0.5 * (low + high)
+            trial = normalise_rows((1.0 - middle) * streams + middle * best, power)
+            over = (self._loss(trial) > limit)[:, None, None]
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+            inside = torch.where(over, inside, trial)
+        return torch.where(outside[:, None, None], inside, streams)
+
+    def _completed(
+        self,
+        problems: Problems,
+        streams: Tensor,
+        iterate: Tensor,
+        price: float | None,
+        multiplier: Tensor,
+        change: Tensor,
+    ) -> CoordinatedDesign:
+        """The best start of each channel, with the waveform made feasible and WMMSE converged.
+
+        Args:
+            problems: The problems.
+            streams: V (n, M_R, r).
+            iterate: WMMSE's iterates, (n, ...).
+            price: Price on L_r/ε - 1, in bit/s/Hz; None constrains L_r <= ε.
+            multiplier: Multipliers, (n,).
+            change: Last relative change of the objective, (n,).
+        """
+        if price is None:
+            streams = self._made_feasible(streams)
+        link, noise = problems.link, self._noise(problems.radar, streams)
+        run = maximise_rate(link, iterate, noise, max_iterations=200)
+        loss = self._loss(streams)
+        excess = loss / self.scenario.sensing_threshold - 1.0
+        merit = run.rate - (0.0 if price is None else price * excess.double())
+        chosen = problems.flat_index(merit.view(problems.starts.shape).argmax(1, keepdim=True))
+
+        def pick(value: Tensor) -> Tensor:
+            picked: Tensor = value[chosen].unflatten(0, (-1, self.scenario.num_cells))
+            return picked
+
+        precoders = None
+        if isinstance(link, PrecoderLink):
+            precoders = link.precoders(run.iterate).to(streams.dtype)
+            powers = precoders.abs().square().sum(-2)
+        else:
+            assert isinstance(link, PowerLink)
+            powers = link.powers(run.iterate).to(loss.dtype)
+        return CoordinatedDesign(
+            precoders=None if precoders is None else pick(precoders),
+            powers=pick(powers),
+            streams=pick(streams),
+            served=pick(problems.served),
+            rate=pick(run.rate),
+            sensing_loss=pick(loss),
+            excess=pick(excess),
+            multiplier=pick(multiplier),
+            change=pick(change),
+            start=pick(problems.starts.flatten()),
+        )

@@ -1,0 +1,195 @@
+r"""The downlinks that WMMSE iterates on: precoders, or powers along fixed directions.
+
+The sum power budget is absorbed into the noise: with every user's noise scaled by the transmitted
+power, σ_k² Σ_l‖F_l‖²/P, the rate no longer depends on the scale of F and is that of F scaled to the
+full budget (Zhao, Lu, Shi and Luo, “Rethinking WMMSE: Can its complexity scale linearly with the
+number of BS antennas?”, 2023). No search for a power multiplier remains, and with F = GᴴX, which
+loses nothing, an iteration solves one K x K system.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Link", "LinkPoint", "PowerLink", "PrecoderLink", "Start"]
+
+Start: TypeAlias = Literal["rzf", "mrt", "zf", "random"]
+
+_OFF_SHARE = 0.01
+"""Power of a user outside a start's subset, relative to an equal share: zero would stay zero."""
+_TINY = 1e-300
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkPoint:
+    """An iterate and what it achieves.
+
+    Attributes:
+        rate: Sum rate at full power, (n,), in bit/s/Hz.
+        slope: -∂rate/∂σ_k² with the iterate held, (n, K), in bit/s/Hz/W. At a stationary point
+            this is the total derivative.
+        image: The next iterate of WMMSE.
+    """
+
+    rate: Tensor
+    slope: Tensor
+    image: Tensor
+
+
+class Link(ABC):
+    """n downlinks whose sum rate WMMSE maximises; what differs between precoders and powers."""
+
+    users: int
+
+    @abstractmethod
+    def start(self, kind: Start, noise: Tensor, served: Tensor, rng: torch.Generator) -> Tensor:
+        """An iterate to start from.
+
+        Args:
+            kind: Which.
+            noise: σ² > 0, (n, K), in W.
+            served: 1 for users to serve, 0 for users with next to no power, (n, K).
+            rng: Randomness of ``kind="random"``.
+        """
+
+    @abstractmethod
+    def iterate(self, iterate: Tensor, noise: Tensor) -> LinkPoint:
+        """One iteration of WMMSE for noise σ² > 0, (n, K), in W."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Link:
+        """Some of the downlinks."""
+
+    def _balance(
+        self, received: Tensor, squares: Tensor, sent: Tensor, noise: Tensor, power: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Rate, slope, w u, w abs(u)² and Σ_k w_k abs(u_k)² σ_k²/P for MMSE receivers u, weights w.
+
+        Args:
+            received: g_kᵀF_k, (n, K).
+            squares: abs(g_kᵀF_l)², (n, K, K).
+            sent: Σ_l ‖F_l‖², (n,).
+            noise: σ², (n, K).
+            power: P.
+        """
+        scale = (sent / power).clamp_min(_TINY)[:, None]
+        signal = squares.diagonal(dim1=-2, dim2=-1)
+        others = 1.0 - torch.eye(self.users, dtype=squares.dtype, device=squares.device)
+        disturbance = (squares * others).sum(-1) + noise * scale
+        total = disturbance + signal
+        rate = torch.log2(total / disturbance).sum(-1)
+        slope = scale * signal / (disturbance * total) / math.log(2.0)
+        receivers = received / total
+        weights = total / disturbance
+        demand = weights * receivers.abs().square()
+        multiplier = ((demand * noise).sum(-1) / power).clamp_min(_TINY)
+        return rate, slope, weights * receivers, demand, multiplier
+
+
+class PrecoderLink(Link):
+    """Precoders F = GᴴX; the iterate is X, complex (n, K, K), of any scale.
+
+    Args:
+        channels: G with row k = g_kᵀ, complex128 (n, K, M_C).
+        power: Budget P, in W.
+    """
+
+    def __init__(self, channels: Tensor, power: float) -> None:
+        self.channels = channels
+        self.power = power
+        self.users = channels.shape[-2]
+        self._gram = channels @ channels.mH
+
+    def select(self, index: Tensor) -> PrecoderLink:
+        """See :meth:`Link.select`."""
+        return PrecoderLink(self.channels[index], self.power)
+
+    def start(self, kind: Start, noise: Tensor, served: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`Link.start`."""
+        gram = self._gram
+        if kind == "mrt":
+            columns = torch.eye(self.users, dtype=gram.dtype, device=gram.device).expand_as(gram)
+        elif kind == "random":
+            drawn = torch.randn(gram.shape, dtype=gram.dtype, generator=rng)
+            columns = drawn.to(gram.device)
+        else:
+            loading = noise * self.users / self.power
+            if kind == "zf":  # its limit; the regularisation only keeps the system solvable
+                loading = 1e-10 * gram.diagonal(dim1=-2, dim2=-1).real + 1e-100
+            # A user that is not served does not constrain the directions of the others.
+            weak = loading / served.clamp_min(1e-6)
+            columns = torch.linalg.inv(gram + torch.diag_embed(weak).to(gram.dtype))
+        norm = (columns.conj() * (gram @ columns)).real.sum(-2).clamp_min(0.0)
+        wanted = self.power / self.users * served.clamp_min(_OFF_SHARE)
+        silent = norm <= _TINY
+        amplitude = torch.where(silent, 0.0, wanted / torch.where(silent, 1.0, norm)).sqrt()
+        return columns * amplitude.unsqueeze(-2)
+
+    def iterate(self, iterate: Tensor, noise: Tensor) -> LinkPoint:
+        """See :meth:`Link.iterate`."""
+        received = self._gram @ iterate
+        squares = received.real.square() + received.imag.square()
+        sent = (iterate.real * received.real + iterate.imag * received.imag).sum((-2, -1))
+        rate, slope, target, demand, multiplier = self._balance(
+            received.diagonal(dim1=-2, dim2=-1), squares, sent, noise, self.power
+        )
+        system = demand.unsqueeze(-1) * self._gram
+        system.diagonal(dim1=-2, dim2=-1).add_(multiplier.unsqueeze(-1))
+        image, _ = torch.linalg.solve_ex(system, torch.diag_embed(target))
+        return LinkPoint(rate, slope, image)
+
+    def precoders(self, iterate: Tensor) -> Tensor:
+        """F at full power, complex (n, M_C, K), in √W; zero where no user can be reached."""
+        matrix = self.channels.mH @ iterate
+        norm = torch.linalg.matrix_norm(matrix)[:, None, None]
+        unit = matrix / torch.where(norm > 0, norm, 1.0)
+        scaled: Tensor = self.power**0.5 * unit
+        return scaled
+
+
+class PowerLink(Link):
+    """Powers along fixed directions; the iterate is the amplitudes v ≥ 0, (n, K), of any scale.
+
+    Args:
+        gains: abs(g_kᵀd_l)² for user k and the direction of user l, (n, K, K).
+        power: Budget P, in W.
+    """
+
+    def __init__(self, gains: Tensor, power: float) -> None:
+        self.gains = gains
+        self.power = power
+        self.users = gains.shape[-1]
+
+    def select(self, index: Tensor) -> PowerLink:
+        """See :meth:`Link.select`."""
+        return PowerLink(self.gains[index], self.power)
+
+    def start(self, kind: Start, noise: Tensor, served: Tensor, rng: torch.Generator) -> Tensor:
+        """See :meth:`Link.start`; every kind but ``"random"`` is equal power."""
+        shares = served.clamp_min(_OFF_SHARE)
+        if kind == "random":
+            drawn = torch.rand(shares.shape, dtype=shares.dtype, generator=rng)
+            shares = shares * drawn.to(shares.device)
+        return (self.power * shares / shares.sum(-1, keepdim=True)).sqrt()
+
+    def iterate(self, iterate: Tensor, noise: Tensor) -> LinkPoint:
+        """See :meth:`Link.iterate`; Sun et al., 2018, under a sum power budget."""
+        squares = self.gains * iterate.square().unsqueeze(-2)
+        direct = self.gains.diagonal(dim1=-2, dim2=-1).sqrt()
+        rate, slope, target, demand, multiplier = self._balance(
+            direct * iterate, squares, iterate.square().sum(-1), noise, self.power
+        )
+        burden = (demand.unsqueeze(-1) * self.gains).sum(-2) + multiplier.unsqueeze(-1)
+        return LinkPoint(rate, slope, target * direct / burden)
+
+    def powers(self, iterate: Tensor) -> Tensor:
+        """p_k at full power, (n, K), in W."""
+        squares = iterate.square()
+        total = squares.sum(-1, keepdim=True)
+        return self.power * squares / torch.where(total > 0, total, 1.0)

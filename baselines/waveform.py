@@ -1,0 +1,217 @@
+r"""Search for radar waveforms, batched: what users receive against the sensing loss.
+
+Minimises φ(q) over V with rows of norm √(P_R/M), where q_k = ‖f_kᵀV‖² is the radar power that user
+k receives, subject to L_r(VVᴴ) <= ε by an augmented Lagrangian, or with L_r at a fixed price. All
+problems of a batch advance together (:mod:`isac_gym.baselines.lbfgs`). With as many streams as
+antennas the search over V has no local minima that a search over R would not have.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isac_gym.baselines.lbfgs import BatchedLBFGS
+from isac_gym.physics.sensing import SensingModel
+from isac_gym.physics.steering import angular_grid
+from isac_gym.physics.synthesis import normalise_rows
+
+__all__ = ["CoarseSensing", "ExactSensing", "Objective", "Sensing", "WaveformSearch"]
+
+_LARGEST_MULTIPLIER = 1e4
+
+
+class Sensing(Protocol):
+    """Anything that gives the total sensing loss (..., J) of covariances (..., J, M, M)."""
+
+    def loss(self, covariance: Tensor) -> Tensor:
+        """L_r."""
+
+
+class ExactSensing:
+    """The sensing loss as it is.
+
+    Args:
+        model: The model, with targets by station.
+    """
+
+    def __init__(self, model: SensingModel) -> None:
+        self._model = model
+
+    def loss(self, covariance: Tensor) -> Tensor:
+        """See :meth:`Sensing.loss`."""
+        return self._model(covariance).total
+
+
+class CoarseSensing:
+    """The sensing loss with the cross-correlation from a coarser grid: a few percent off, fast.
+
+    The beampattern error stays exact. The mean over all ordered pairs of directions, l = m
+    included, hardly depends on the grid; the sum over l = m is known exactly on both grids. Only
+    for ``cross_correlation="grid_abs"``; the squared forms are fast as they are.
+
+    Args:
+        model: The model.
+        step_deg: Spacing of the coarse grid in degrees, a divisor of 90.
+        beam_width_deg: Beam width in degrees.
+    """
+
+    def __init__(self, model: SensingModel, step_deg: float, beam_width_deg: float) -> None:
+        self._model = model
+        self._coarse = SensingModel(
+            model.num_antennas,
+            model.spacing,
+            model.targets_deg,
+            max(beam_width_deg, 2.0 * step_deg),
+            grid_deg=angular_grid(step_deg),
+            dtype=model.desired.dtype,
+            device=model.desired.device,
+        )
+
+    def loss(self, covariance: Tensor) -> Tensor:
+        """See :meth:`Sensing.loss`."""
+        pattern = self._model.beampattern(covariance)
+        coarse = self._coarse.beampattern(covariance)
+        many, few = pattern.shape[-1], coarse.shape[-1]
+        pairs = (few * few - few) * self._coarse.cross_correlation(covariance, coarse)
+        mean = (pairs + coarse.sum(-1)) / (few * few)
+        correlation = (many * many * mean - pattern.sum(-1)) / (many * many - many)
+        return self._model.beampattern_error(pattern) + correlation
+
+
+class Objective(Protocol):
+    """φ, for n problems; may hold a state that goes with the accepted points."""
+
+    def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value (n,), ∂φ/∂q (n, K) and new state (n, ...) at q (n, K), in W."""
+
+    def accept(self, mask: Tensor, state: Tensor) -> None:
+        """Keep the state of the problems of a mask (n,)."""
+
+
+class WaveformSearch:
+    """n problems, of which every J in a row belong to the J stations of one channel.
+
+    Args:
+        sensing: The sensing loss.
+        threshold: ε.
+        radar_channels: f, complex (n, K, M).
+        power: P_R, in W.
+        objective: φ.
+        streams: Starting V, complex (n, M, r).
+        multiplier: Starting multipliers of the relative excess L_r/ε - 1, (n,).
+        stations: J.
+        penalty: Curvature ρ of the augmented Lagrangian; 0 leaves the multipliers as they are: a
+            price on L_r instead of a constraint.
+
+    Attributes:
+        multiplier: Current multipliers, (n,).
+        excess: L_r/ε - 1 at the current points, (n,).
+    """
+
+    def __init__(
+        self,
+        sensing: Sensing,
+        threshold: float,
+        radar_channels: Tensor,
+        power: float,
+        objective: Objective,
+        streams: Tensor,
+        multiplier: Tensor,
+        *,
+        stations: int = 1,
+        penalty: float = 2000.0,
+    ) -> None:
+        self._sensing, self._threshold = sensing, threshold
+        self._stations = stations
+        self._antennas, self._streams = streams.shape[-2:]
+        self._channels = radar_channels
+        self._adjoint = self._channels.mH.resolve_conj().contiguous()
+        self._power = power
+        self.objective = objective
+        self.multiplier = multiplier.clone()
+        self._penalty = penalty
+        self.excess = torch.zeros_like(self.multiplier)
+        # Entries of order 1, so that the search is scaled the same whatever the power.
+        start = normalise_rows(streams, self._antennas)
+        self._search = BatchedLBFGS(
+            self._evaluate, self._accept, torch.view_as_real(start).flatten(1)
+        )
+
+    @property
+    def streams(self) -> Tensor:
+        """Current V, complex (n, M, r), in √W."""
+        return self._matrices(self._search.point)
+
+    @property
+    def value(self) -> Tensor:
+        """φ + multiplier·excess at the current points, (n,): what a price would pay."""
+        return self._objective_value + self.multiplier * self.excess
+
+    def hold_price(self, price: float) -> None:
+        """From now on charge a price for L_r instead of constraining it."""
+        self._penalty = 0.0
+        self.multiplier = torch.full_like(self.multiplier, price)
+        self._search.restart()
+
+    def run(self, iterations: int, update_every: int = 10) -> None:
+        """Advance all problems, raising the multipliers every ``update_every`` iterations."""
+        if self._penalty == 0.0:
+            self._search.run(iterations)
+            return
+        done = 0
+        while done < iterations:
+            part = min(update_every, iterations - done)
+            self._search.run(part)
+            done += part
+            raised = self.multiplier + self._penalty * self.excess
+            self.multiplier = raised.clamp(0.0, _LARGEST_MULTIPLIER)
+            self._search.restart()
+
+    def _matrices(self, point: Tensor) -> Tensor:
+        parts = point.view(len(point), self._antennas, self._streams, 2)
+        return normalise_rows(torch.view_as_complex(parts), self._power)
+
+    def _evaluate(self, point: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        streams = self._matrices(point)
+        covariance = streams @ streams.mH
+        by_station = covariance.view(-1, self._stations, *covariance.shape[1:])
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = by_station.clone().requires_grad_(True)
+            loss = self._sensing.loss(leaf)
+            (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        excess = loss.detach().flatten() / self._threshold - 1.0
+        echoes = self._channels @ streams
+        received = torch.view_as_real(echoes).square().sum((-2, -1))
+        value, burden, state = self.objective.evaluate(received)
+        pressure, total = self.multiplier, value + self.multiplier * excess
+        if self._penalty > 0.0:
+            pressure = (self.multiplier + self._penalty * excess).clamp_min(0.0)
+            total = value + (pressure.square() - self.multiplier.square()) / (2.0 * self._penalty)
+        # The gradient by R is Hermitian up to what its anti-Hermitian part, which acts on nothing.
+        by_covariance = slope.flatten(0, 1)
+        by_covariance = 0.5 * (by_covariance + by_covariance.mH)
+        gradient = (by_covariance * (pressure / self._threshold)[:, None, None]) @ streams
+        gradient = gradient + self._adjoint @ (burden.unsqueeze(-1) * echoes)
+        return total, self._by_point(point, streams, 2.0 * gradient), (value, excess, state)
+
+    def _by_point(self, point: Tensor, streams: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient by V, turned into that by the entries before normalisation."""
+        rows = torch.view_as_real(streams).flatten(2)
+        slopes = torch.view_as_real(gradient.contiguous()).flatten(2)
+        share = self._power / self._antennas
+        along = (rows * slopes).sum(-1, keepdim=True) / share
+        raw = point.view(rows.shape)
+        norm = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_min(1e-12)
+        tangent: Tensor = (slopes - along * rows) * (share**0.5 / norm)
+        return tangent.flatten(1)
+
+    def _accept(self, mask: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> None:
+        value, excess, inner = state
+        if not hasattr(self, "_objective_value"):
+            self._objective_value = value
+        self._objective_value = torch.where(mask, value, self._objective_value)
+        self.excess = torch.where(mask, excess, self.excess)
+        self.objective.accept(mask, inner)
