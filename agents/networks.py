@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from isac_gym.codec import own_channels
 from isac_gym.physics.precoding import rzf_directions
-from isac_gym.physics.synthesis import normalise_rows
+from isac_gym.physics.waveform import normalise_rows
 from isac_gym.system import ISACSystem
 
 __all__ = ["DirectPolicy", "FullyConnected", "ModelBasedPolicy"]

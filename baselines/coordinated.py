@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from isac_gym.baselines.links import Link, PowerLink, PrecoderLink
-from isac_gym.baselines.waveform import ExactSensing
 from isac_gym.baselines.wmmse import maximise_rate
 from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
-from isac_gym.physics.synthesis import normalise_rows
+from isac_gym.physics.waveform import ExactSensing, normalise_rows
 from isac_gym.policy import SystemPolicy
 from isac_gym.validation import not_allowed
 

@@ -2,7 +2,7 @@
 
 For a given waveform, WMMSE finds the precoder; the derivative of its rate by each user's radar
 interference then moves the waveform, with the sensing loss as a constraint
-(:mod:`isac_gym.baselines.waveform`). The problem has many local optima, which differ in the users
+(:mod:`isac_gym.physics.waveform`). The problem has many local optima, which differ in the users
 that the radar spares. So one start for each of many subsets of users is followed for a while on a
 coarse grid, and the best are refined with the exact loss.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy, Problems
 from isac_gym.baselines.objectives import RateObjective
-from isac_gym.baselines.waveform import CoarseSensing, Sensing, WaveformSearch
 from isac_gym.channels import ChannelProcess
+from isac_gym.physics.waveform import CoarseSensing, Sensing, WaveformSearch
 from isac_gym.validation import choice, integer, not_allowed, real
 
 __all__ = ["JointConstraint", "JointOracle"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy
 from isac_gym.baselines.objectives import LeakageObjective
-from isac_gym.baselines.waveform import WaveformSearch
+from isac_gym.physics.waveform import WaveformSearch
 from isac_gym.validation import integer
 
 __all__ = ["NullSteering"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from isac_gym.baselines.links import Link
 
-__all__ = ["LeakageObjective", "NoObjective", "RateObjective"]
-
-_LEAKAGE_SCALE = 10.0
+__all__ = ["LeakageObjective", "RateObjective"]
 
 
 class RateObjective:
@@ -32,7 +32,7 @@ class RateObjective:
         self._iterations = iterations
 
     def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`~isac_gym.baselines.waveform.Objective.evaluate`."""
+        """See :meth:`~isac_gym.physics.waveform.Objective.evaluate`."""
         noise = received.double() + self.noise_power
         point = self.link.iterate(self.iterate, noise)
         for _ in range(self._iterations - 1):
@@ -40,7 +40,7 @@ class RateObjective:
         return -point.rate.to(received.dtype), point.slope.to(received.dtype), point.image
 
     def accept(self, mask: Tensor, state: Tensor) -> None:
-        """See :meth:`~isac_gym.baselines.waveform.Objective.accept`."""
+        """See :meth:`~isac_gym.physics.waveform.Objective.accept`."""
         shape = (-1,) + (1,) * (state.ndim - 1)
         self.iterate = torch.where(mask.view(shape), state, self.iterate)
 
@@ -50,35 +50,24 @@ class LeakageObjective:
 
     The logarithm only sets the scale, so that the same penalty suits every weight.
 
+    Attributes:
+        SCALE: The multiple.
+
     Args:
         weights: v >= 0, (n, K).
         offset: c > 0, (n,), in W.
     """
 
+    SCALE: Final = 10.0
+
     def __init__(self, weights: Tensor, offset: Tensor) -> None:
         self._weights, self._offset = weights, offset
 
-    def slope_factor(self, received: Tensor) -> Tensor:
-        """∂φ/∂(Σ v q), (n,), at q (n, K)."""
-        return _LEAKAGE_SCALE / (self._offset + (self._weights * received).sum(-1))
-
     def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`~isac_gym.baselines.waveform.Objective.evaluate`."""
+        """See :meth:`~isac_gym.physics.waveform.Objective.evaluate`."""
         total = self._offset + (self._weights * received).sum(-1)
-        slope = (_LEAKAGE_SCALE / total)[:, None] * self._weights
-        return _LEAKAGE_SCALE * total.log(), slope, total
-
-    def accept(self, mask: Tensor, state: Tensor) -> None:
-        """Nothing to keep."""
-
-
-class NoObjective:
-    """φ = 0: only the sensing loss counts."""
-
-    def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`~isac_gym.baselines.waveform.Objective.evaluate`."""
-        zero = received.new_zeros(len(received))
-        return zero, torch.zeros_like(received), zero
+        slope = (self.SCALE / total)[:, None] * self._weights
+        return self.SCALE * total.log(), slope, total
 
     def accept(self, mask: Tensor, state: Tensor) -> None:
         """Nothing to keep."""

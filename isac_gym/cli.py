@@ -2,75 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from isac_gym.cli_common import (
+    EXPECTED_ERRORS,
+    Channels,
+    EvaluationSeed,
+    Output,
+    ScenarioName,
+    Seed,
+    Settings,
+    console,
+    fail,
+    find_modules_here,
+    make_env,
+    named_agent,
+    print_files,
+    require_trained,
+)
+from isac_gym.cli_experiments import labels, tradeoff
 
 app = typer.Typer(
     help="Integrated sensing and communication as a Gymnasium environment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_console = Console()
-_errors = Console(stderr=True)
-
-# What a user can cause; anything else is a defect and shows its traceback.
-_EXPECTED = (TypeError, ValueError, ImportError, OSError)
-
-ScenarioName = Annotated[str, typer.Option("--scenario", help="Name of a preset.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="NAME=VALUE",
-        help="Change a scenario parameter, for example -s snr_db=5 (repeatable).",
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of training and initial weights.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
-EvaluationSeed = Annotated[int, typer.Option(min=0, help="Seed of the evaluation set.")]
-
-
-def _fail(message: object) -> NoReturn:
-    _errors.print(f"error: {message}", style="red", markup=False, highlight=False)
-    raise typer.Exit(2)
-
-
-def _make_env(scenario: str, settings: list[str] | None) -> Any:
-    import gymnasium as gym
-
-    import isac_gym  # noqa: F401  (registers the ids)
-    from isac_gym.scenario import Scenario
-
-    changes: dict[str, Any] = {}
-    for setting in settings or []:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            _fail(f"--set must be NAME=VALUE, got {setting!r}")
-        try:
-            changes[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            changes[name.strip()] = value
-    unknown = sorted(set(changes) - set(Scenario.field_names()))
-    if unknown:
-        _fail(
-            f"--set must name parameters of the scenario ({', '.join(Scenario.field_names())}), "
-            f"got {', '.join(unknown)}"
-        )
-    try:
-        return gym.make("ISAC-MISO-v0", scenario=scenario, disable_env_checker=True, **changes)
-    except (TypeError, ValueError) as error:
-        _fail(error)
 
 
 def _train(agent: Any, name: str, folder: Path) -> Path | None:
@@ -94,7 +58,7 @@ def _train(agent: Any, name: str, folder: Path) -> Path | None:
         and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     if needed:
-        _fail(
+        fail(
             f"agent {name!r} learns, but its learn() needs {', '.join(needed)}: hand in a trained "
             "agent, or give learn() defaults"
         )
@@ -105,12 +69,12 @@ def _train(agent: Any, name: str, folder: Path) -> Path | None:
     if "checkpoint" in known:
         checkpoint = folder / f"{name.replace(':', '.')}.checkpoint.zip"
         if checkpoint.exists():
-            _console.print(f"{name}: going on from {checkpoint}", highlight=False)
+            console.print(f"{name}: going on from {checkpoint}", highlight=False)
         options["checkpoint"] = checkpoint
     try:
         learn(**options)
     except (TrainingError, CheckpointError) as error:
-        _fail(error)
+        fail(error)
     return checkpoint
 
 
@@ -145,9 +109,8 @@ def compare(
     from isac_gym.system import system_of
 
     started = time.perf_counter()
-    # A console script does not look for modules where it is run.
-    sys.path.insert(0, str(Path.cwd()))
-    env = _make_env(scenario, settings)
+    find_modules_here()
+    env = make_env(scenario, settings)
     own = system_of(env).scenario
     control = own.control
     names = [] if only else [name for name in agent_names(control) if name in REGISTRY]
@@ -164,62 +127,50 @@ def compare(
         if not agents:
             raise ValueError("agents must hold at least one agent, got none")
         output.mkdir(parents=True, exist_ok=True)  # before the training, whose result it holds
-    except _EXPECTED as error:
-        _fail(error)
+    except EXPECTED_ERRORS as error:
+        fail(error)
     for name, made in agents.items():
         if (name not in REGISTRY or REGISTRY[name].learns) and not name.endswith(".zip"):
             checkpoints.append(_train(made, name, output))
     try:
-        with _console.status("evaluating") as status:
+        waiting = iter(agents)
+        with console.status(f"evaluating {next(waiting)}") as status:
 
             def report(result: AgentResult) -> None:
-                status.update(f"evaluated {result.name}")
+                status.update(f"evaluating {next(waiting, 'done')}")
 
             comparison = compare_agents(
                 agents, env, channels=channels, seed=evaluation_seed, callback=report
             )
     except AgentError as error:
         traceback.print_exception(error.__cause__)
-        _fail(error)
-    except _EXPECTED as error:
-        _fail(error)
+        fail(error)
+    except EXPECTED_ERRORS as error:
+        fail(error)
     comparison.settings["seconds"] = round(time.perf_counter() - started, 1)
     comparison.settings["training_seed"] = seed
-    wide = Console(width=max(_console.width, 132))
+    wide = Console(width=max(console.width, 132))
     wide.print(comparison)
     try:
         comparison.to_csv(output / "compare.csv")
         comparison.to_json(output / "compare.json")
         save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
     except OSError as error:
-        _fail(error)
+        fail(error)
     for checkpoint in filter(None, checkpoints):
         checkpoint.unlink(missing_ok=True)
-    for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
-        wide.print(f"{content}: {output / f'compare.{ending}'}", highlight=False, soft_wrap=True)
+    print_files(output, "compare", 132)
 
 
 def _agent_if_possible(name: str, env: Any, seed: int, asked_for: bool) -> Any:
     """The agent, or None with a word why: it does not suit the scenario and nobody asked for it."""
     try:
-        return _agent(name, env, seed)
+        return named_agent(name, env, seed)
     except ValueError as error:
         if asked_for:
             raise
-        _console.print(f"left out: {name} ({error})", style="yellow", highlight=False)
+        console.print(f"left out: {name} ({error})", style="yellow", highlight=False)
         return None
-
-
-def _agent(name: str, env: Any, seed: int) -> Any:
-    from isac_gym.policy import REGISTRY, make_agent
-
-    if name.endswith(".zip"):
-        from isac_gym.agents import PrimalDual
-
-        return PrimalDual.load(name, env)
-    if name in REGISTRY and REGISTRY[name].learns:
-        return make_agent(name, env, seed=seed)
-    return make_agent(name, env)
 
 
 @app.command()
@@ -239,11 +190,11 @@ def train(
     from isac_gym.policy import REGISTRY, make_agent
 
     if name not in REGISTRY or not REGISTRY[name].learns:
-        _fail(
+        fail(
             f"agent must be one of {', '.join(k for k, v in REGISTRY.items() if v.learns)}, "
             f"got {name!r}"
         )
-    env = _make_env(scenario, settings)
+    env = make_env(scenario, settings)
     checkpoint = output.with_suffix(".checkpoint.zip")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -252,10 +203,10 @@ def train(
             iterations, progress_bar=True, tensorboard_log=tensorboard, checkpoint=checkpoint
         )
         learner.save(output)
-    except (*_EXPECTED, TrainingError) as error:
-        _fail(error)
+    except (*EXPECTED_ERRORS, TrainingError) as error:
+        fail(error)
     checkpoint.unlink(missing_ok=True)
-    _console.print(f"agent: {output}", highlight=False)
+    console.print(f"agent: {output}", highlight=False)
 
 
 @app.command()
@@ -269,22 +220,19 @@ def evaluate(
     """Evaluate agents without training them, and print the table."""
     from isac_gym.evaluation import AgentError
     from isac_gym.evaluation import compare as compare_agents
-    from isac_gym.policy import REGISTRY
 
-    sys.path.insert(0, str(Path.cwd()))
-    env = _make_env(scenario, settings)
+    find_modules_here()
+    env = make_env(scenario, settings)
     try:
-        agents = {name: _agent(name, env, 0) for name in agent}
-        untrained = [name for name in agents if name in REGISTRY and REGISTRY[name].learns]
-        if untrained:
-            _fail(f"not trained: {', '.join(untrained)}; train first, and give the saved .zip")
+        agents = {name: named_agent(name, env) for name in agent}
+        require_trained(list(agents))
         comparison = compare_agents(agents, env, channels=channels, seed=evaluation_seed)
     except AgentError as error:
         traceback.print_exception(error.__cause__)
-        _fail(error)
-    except _EXPECTED as error:
-        _fail(error)
-    Console(width=max(_console.width, 132)).print(comparison)
+        fail(error)
+    except EXPECTED_ERRORS as error:
+        fail(error)
+    Console(width=max(console.width, 132)).print(comparison)
 
 
 @app.command()
@@ -300,7 +248,7 @@ def agents() -> None:
         else:
             learns = "yes" if entry.learns else ""
             table.add_row(name, learns, ", ".join(sorted(entry.controls)), entry.description)
-    _console.print(table)
+    console.print(table)
 
 
 @app.command()
@@ -319,7 +267,7 @@ def scenarios() -> None:
             for index, value in enumerate(values)
         ]
         table.add_row(name, *shown)
-    Console(width=max(_console.width, 150)).print(table)
+    Console(width=max(console.width, 150)).print(table)
 
 
 @app.command()
@@ -336,7 +284,7 @@ def bench(
     from isac_gym.physics.compiled import CompiledPairs
     from isac_gym.system import system_of
 
-    env = _make_env(scenario, settings)
+    env = make_env(scenario, settings)
     envs = gym.make_vec("ISAC-MISO-v0", num_envs=num_envs, scenario=system_of(env).scenario)
     table = Table("environment", "env-steps/s, median", "best")
     for title, each, stepped in (("single", 1, env), (f"batch of {num_envs}", num_envs, envs)):
@@ -356,9 +304,13 @@ def bench(
             times.append(time.perf_counter() - begin)
         table.add_row(title, f"{each / statistics.median(times):,.0f}", f"{each / min(times):,.0f}")
     compiled = CompiledPairs.supports(system_of(env).sensing.grid_deg)
-    _console.print(table)
-    _console.print(
+    console.print(table)
+    console.print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, sensing loss "
         f"{'compiled' if compiled else 'in tensor operations'}",
         highlight=False,
     )
+
+
+app.command()(tradeoff)
+app.command()(labels)

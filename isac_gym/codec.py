@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isac_gym.channels import Complex, Links
 from isac_gym.physics.precoding import precoder_directions
-from isac_gym.physics.synthesis import normalise_rows
+from isac_gym.physics.waveform import normalise_rows
 from isac_gym.scenario import Scenario
 
 __all__ = ["Codec", "Transmission", "checked_action"]

@@ -181,6 +181,33 @@ REGISTRY: Final[dict[str, AgentEntry]] = {
         "regularised zero forcing, best beampattern",
         controls=frozenset({"beamforming"}),
     ),
+    "wmmse": AgentEntry(
+        "isac_gym.baselines:WMMSE",
+        "converged WMMSE, best beampattern",
+        controls=_FIXED_DIRECTIONS,
+    ),
+    "null-steering": AgentEntry(
+        "isac_gym.baselines:NullSteering",
+        "least radar power at the users within the threshold, WMMSE",
+        controls=_FIXED_DIRECTIONS,
+    ),
+    "communication-only": AgentEntry(
+        "isac_gym.baselines:JointOracle",
+        "highest rate that the radar's power allows, whatever the sensing loss",
+        options={"constraint": "expected", "price": 0.0},
+        controls=_FIXED_DIRECTIONS,
+    ),
+    "joint": AgentEntry(
+        "isac_gym.baselines:JointOracle",
+        "joint optimum of precoder and waveform, threshold kept on every channel",
+        controls=_FIXED_DIRECTIONS,
+    ),
+    "joint-expected": AgentEntry(
+        "isac_gym.baselines:JointOracle",
+        "joint optimum of precoder and waveform, threshold kept on the mean",
+        options={"constraint": "expected"},
+        controls=_FIXED_DIRECTIONS,
+    ),
     "primal-dual-paper": AgentEntry(
         "isac_gym.agents:PrimalDual",
         "primal-dual learning to the letter of the paper",

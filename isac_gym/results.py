@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from isac_gym.files import write_atomically
 
-__all__ = ["FEASIBILITY_TOLERANCE", "AgentResult", "Comparison"]
+__all__ = ["FEASIBILITY_TOLERANCE", "AgentResult", "Comparison", "mean_interval"]
 
 FEASIBILITY_TOLERANCE = 1e-4
 """Relative excess of a constraint up to which a block counts as feasible."""
@@ -172,3 +172,16 @@ class Comparison:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % Student interval of the mean of independent values; infinite for a single one."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return -math.inf, math.inf
+    error = stats.sem(values)
+    if error == 0.0:
+        return float(values.mean()), float(values.mean())
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
+    return float(low), float(high)

@@ -292,6 +292,15 @@ class Scenario:
         for design in self.beampattern_designs():
             check_threshold(self.sensing_threshold, **design)
 
+    def sensing_floor(self) -> tuple[float, ...]:
+        """The smallest sensing loss that any radar covariance attains, one a station; cached.
+
+        It depends neither on the channels nor on the SNR.
+        """
+        from isac_gym.physics.synthesis import best_beampattern
+
+        return tuple(best_beampattern(**design).loss for design in self.beampattern_designs())
+
     def beampattern_designs(self) -> tuple[dict[str, Any], ...]:
         """Arguments of :func:`~isac_gym.physics.synthesis.best_beampattern`, for each station."""
         return tuple(

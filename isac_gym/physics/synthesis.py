@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from isac_gym.physics.sensing import SensingModel
+from isac_gym.physics.waveform import ExactSensing, WaveformSearch
 
-__all__ = ["BeampatternDesign", "best_beampattern", "check_threshold", "normalise_rows"]
+__all__ = ["BeampatternDesign", "best_beampattern", "check_threshold"]
 
-_ZERO_NORM = 1e-12
+_TOLERANCE = 1e-9
+"""Relative decrease over a number of iterations at which the search ends."""
+_CHECK_EVERY = 10
+_MOST_ITERATIONS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,85 +42,30 @@ class BeampatternDesign:
     lower_bound: float
 
 
-def normalise_rows(streams: Tensor, power: float) -> Tensor:
-    """Scale each row to norm √(P_R/M), which makes diag(VVᴴ) = P_R/M exact.
-
-    Args:
-        streams: Complex, shape (..., M, r), entries of order 1. A zero row (norm below 1e-12)
-            becomes a uniform one.
-        power: P_R, in W.
-
-    Returns:
-        Complex tensor of the same shape, in √W.
-    """
-    antennas, columns = streams.shape[-2:]
-    wanted = (power / antennas) ** 0.5
-    parts = torch.view_as_real(streams.resolve_conj())
-    # The norm of the real parts: that of a complex tensor is not vectorised.
-    norm = torch.linalg.vector_norm(parts.flatten(-2), dim=-1)[..., None, None]
-    scaled = torch.view_as_complex(parts * (wanted / norm.clamp_min(_ZERO_NORM)))
-    return torch.where((norm < _ZERO_NORM).squeeze(-1), wanted * columns**-0.5, scaled)
-
-
 def _design(
     model: SensingModel, power: float, streams: int, stop_below: float
 ) -> BeampatternDesign:
     generator = torch.Generator().manual_seed(0)
-    shape = (model.num_antennas, streams, 2)
-    start = torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def value_and_gradient(raw: Tensor) -> tuple[float, Tensor]:
-        leaf = raw.detach().requires_grad_(True)
-        matrix = normalise_rows(torch.view_as_complex(leaf), power)
-        loss = model(matrix @ matrix.mH).total
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.item(), gradient
-
-    loss, raw = _gradient_phase(value_and_gradient, start, stop_below)
-    if loss > stop_below:
-        # SciPy is imported here: a threshold that a few gradient steps reach, the usual case when
-        # an environment is made, does not pay for the import.
-        from scipy.optimize import minimize
-
-        def flat(vector: np.ndarray) -> tuple[float, np.ndarray]:
-            value, gradient = value_and_gradient(torch.from_numpy(vector).view(shape))
-            return value, gradient.flatten().numpy()
-
-        result = minimize(
-            flat,
-            raw.flatten().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 2000, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-9},
-        )
-        loss, raw = float(result.fun), torch.from_numpy(result.x).view(shape)
-    matrix = normalise_rows(torch.view_as_complex(raw), power)
-    return BeampatternDesign(matrix, loss, _lower_bound(model, matrix, power))
-
-
-def _gradient_phase(
-    value_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
-    start: Tensor,
-    stop_below: float,
-    max_evaluations: int = 60,
-) -> tuple[float, Tensor]:
-    """Gradient descent with Barzilai-Borwein steps; returns the best point seen."""
-    point = start
-    value, gradient = value_and_gradient(point)
-    best_value, best = value, point
-    step = 0.1 * float(point.norm() / gradient.norm().clamp_min(1e-300))
-    for _ in range(max_evaluations):
-        if best_value <= stop_below:
+    shape = (1, model.num_antennas, streams)
+    search = WaveformSearch(
+        ExactSensing(model),
+        1.0,
+        torch.zeros(1, 0, model.num_antennas, dtype=torch.complex128),
+        power,
+        None,
+        torch.randn(shape, generator=generator, dtype=torch.complex128),
+        torch.ones(1, dtype=torch.float64),
+        penalty=0.0,
+    )
+    last = math.inf
+    for _ in range(_MOST_ITERATIONS // _CHECK_EVERY):
+        loss = float(search.loss)
+        if loss <= stop_below or last - loss <= _TOLERANCE * loss:
             break
-        moved = point - step * gradient
-        value, next_gradient = value_and_gradient(moved)
-        if value < best_value:
-            best_value, best = value, moved
-        shift, change = moved - point, next_gradient - gradient
-        curvature = float((shift * change).sum())
-        step = float((shift * shift).sum()) / curvature if curvature > 0 else 2.0 * step
-        point, gradient = moved, next_gradient
-    return best_value, best
+        last = loss
+        search.run(_CHECK_EVERY)
+    matrix = search.streams[0]
+    return BeampatternDesign(matrix, float(search.loss), _lower_bound(model, matrix, power))
 
 
 def _lower_bound(model: SensingModel, streams: Tensor, power: float) -> float:

@@ -16,8 +16,8 @@ from isac_gym.physics.synthesis import (
     BeampatternDesign,
     best_beampattern,
     check_threshold,
-    normalise_rows,
 )
+from isac_gym.physics.waveform import normalise_rows
 
 TARGETS = (-70.0, 0.0, 40.0)
 # The floor of the sensing loss at P_R = 2.5 W, half-wavelength spacing and beams of 10 degrees.

@@ -2,7 +2,7 @@ r"""Search for radar waveforms, batched: what users receive against the sensing 
 
 Minimises φ(q) over V with rows of norm √(P_R/M), where q_k = ‖f_kᵀV‖² is the radar power that user
 k receives, subject to L_r(VVᴴ) <= ε by an augmented Lagrangian, or with L_r at a fixed price. All
-problems of a batch advance together (:mod:`isac_gym.baselines.lbfgs`). With as many streams as
+problems of a batch advance together (:mod:`isac_gym.physics.lbfgs`). With as many streams as
 antennas the search over V has no local minima that a search over R would not have.
 """
 
@@ -13,14 +13,41 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isac_gym.baselines.lbfgs import BatchedLBFGS
+from isac_gym.physics.lbfgs import BatchedLBFGS
 from isac_gym.physics.sensing import SensingModel
 from isac_gym.physics.steering import angular_grid
-from isac_gym.physics.synthesis import normalise_rows
 
-__all__ = ["CoarseSensing", "ExactSensing", "Objective", "Sensing", "WaveformSearch"]
+__all__ = [
+    "CoarseSensing",
+    "ExactSensing",
+    "Objective",
+    "Sensing",
+    "WaveformSearch",
+    "normalise_rows",
+]
 
+_ZERO_NORM = 1e-12
 _LARGEST_MULTIPLIER = 1e4
+
+
+def normalise_rows(streams: Tensor, power: float) -> Tensor:
+    """Scale each row to norm √(P_R/M), which makes diag(VVᴴ) = P_R/M exact.
+
+    Args:
+        streams: Complex, shape (..., M, r), entries of order 1. A zero row (norm below 1e-12)
+            becomes a uniform one.
+        power: P_R, in W.
+
+    Returns:
+        Complex tensor of the same shape, in √W.
+    """
+    antennas, columns = streams.shape[-2:]
+    wanted = (power / antennas) ** 0.5
+    parts = torch.view_as_real(streams.resolve_conj())
+    # The norm of the real parts: that of a complex tensor is not vectorised.
+    norm = torch.linalg.vector_norm(parts.flatten(-2), dim=-1)[..., None, None]
+    scaled = torch.view_as_complex(parts * (wanted / norm.clamp_min(_ZERO_NORM)))
+    return torch.where((norm < _ZERO_NORM).squeeze(-1), wanted * columns**-0.5, scaled)
 
 
 class Sensing(Protocol):
@@ -96,10 +123,10 @@ class WaveformSearch:
 
     Args:
         sensing: The sensing loss.
-        threshold: ε.
+        threshold: ε, a number or a tensor (n,).
         radar_channels: f, complex (n, K, M).
         power: P_R, in W.
-        objective: φ.
+        objective: φ; None means 0: only the sensing loss counts.
         streams: Starting V, complex (n, M, r).
         multiplier: Starting multipliers of the relative excess L_r/ε - 1, (n,).
         stations: J.
@@ -114,10 +141,10 @@ class WaveformSearch:
     def __init__(
         self,
         sensing: Sensing,
-        threshold: float,
+        threshold: Tensor | float,
         radar_channels: Tensor,
         power: float,
-        objective: Objective,
+        objective: Objective | None,
         streams: Tensor,
         multiplier: Tensor,
         *,
@@ -144,6 +171,11 @@ class WaveformSearch:
     def streams(self) -> Tensor:
         """Current V, complex (n, M, r), in √W."""
         return self._matrices(self._search.point)
+
+    @property
+    def loss(self) -> Tensor:
+        """L_r at the current points, (n,)."""
+        return (1.0 + self.excess) * self._threshold
 
     @property
     def value(self) -> Tensor:
@@ -185,7 +217,11 @@ class WaveformSearch:
         excess = loss.detach().flatten() / self._threshold - 1.0
         echoes = self._channels @ streams
         received = torch.view_as_real(echoes).square().sum((-2, -1))
-        value, burden, state = self.objective.evaluate(received)
+        if self.objective is None:
+            value = state = torch.zeros_like(excess)
+            burden = torch.zeros_like(received)
+        else:
+            value, burden, state = self.objective.evaluate(received)
         pressure, total = self.multiplier, value + self.multiplier * excess
         if self._penalty > 0.0:
             pressure = (self.multiplier + self._penalty * excess).clamp_min(0.0)
@@ -214,4 +250,5 @@ class WaveformSearch:
             self._objective_value = value
         self._objective_value = torch.where(mask, value, self._objective_value)
         self.excess = torch.where(mask, excess, self.excess)
-        self.objective.accept(mask, inner)
+        if self.objective is not None:
+            self.objective.accept(mask, inner)

@@ -1,0 +1,380 @@
+r"""Upper bounds that no design exceeds: the sum capacity, without and with the radar.
+
+The sum capacity of the downlink with noise σ_k² is that of its dual uplink,
+
+    C(σ²) = max log det(I + Σ_k s_k g_k* g_kᵀ)  over s >= 0 with Σ_k s_k σ_k² <= P,
+
+reached by dirty-paper coding and so not exceeded by any precoder. With the radar σ_k² is
+N0 + q_k(R), and the waveform may be chosen along with s. Let h(s) = min_R Σ_k s_k (N0 + q_k(R))
+over the feasible covariances. Whatever precoder and waveform do, s of their dual uplink has
+h(s) <= P. Now h is concave, so on the cone of vectors v_i it is at least the interpolation
+Σ t_i h(v_i), and
+
+    max log det(I + Σ_k s_k g_k* g_kᵀ)  over s = Σ_i t_i v_i, t >= 0, Σ_i t_i h(v_i) <= P
+
+is a concave problem that bounds the rate on that cone. With the unit vectors for v_i it grants each
+user the radar that suits it best. Splitting the cone at the maximiser of the worst part, again and
+again, closes the gap to the best dirty-paper coding with one common waveform.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isac_gym.baselines.objectives import LeakageObjective
+from isac_gym.codec import own_channels
+from isac_gym.physics.sensing import SensingModel
+from isac_gym.physics.synthesis import best_beampattern
+from isac_gym.physics.waveform import ExactSensing, WaveformSearch, normalise_rows
+from isac_gym.system import ISACSystem, system_of
+from isac_gym.validation import integer, real
+
+__all__ = ["Capacity", "JointBound", "dpc_capacity", "joint_upper_bound"]
+
+_BITS = 1.0 / math.log(2.0)
+_MULTIPLIER = 20.0
+_SEARCH_ITERATIONS = 60
+_CONE_ITERATIONS = 300
+_PROBLEMS = 2048
+_ATTAINED_EXCESS = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """Sum capacity of a batch of downlinks with leading dimensions (...).
+
+    Attributes:
+        rate: Rate of the dual uplink at ``duals``, (...), in bit/s/Hz: attained.
+        upper_bound: Certified upper bound on the capacity, (...), in bit/s/Hz.
+        duals: Powers of the dual uplink with unit noise, λ_k >= 0 with Σ λ_k = P, (..., K), in W.
+        iterations: Iterations made.
+    """
+
+    rate: Tensor
+    upper_bound: Tensor
+    duals: Tensor
+    iterations: int
+
+
+def dpc_capacity(
+    channels: Tensor,
+    noise_power: Tensor | float,
+    power: float,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 1000,
+) -> Capacity:
+    """Sum capacity of the downlink, by iterative water-filling in the dual uplink.
+
+    Jindal, Rhee, Vishwanath, Jafar and Goldsmith, 2005: all users fill water at once, under one
+    common level, against the interference of the last iterate. Where the plain step would lower the
+    rate it is averaged with the iterate, which cannot. Since the problem is concave, the gradient
+    at the iterate gives an upper bound.
+
+    Args:
+        channels: G with row k = g_kᵀ, complex (..., K, M_C).
+        noise_power: σ² > 0 in W, a number or a tensor that broadcasts to (..., K).
+        power: Budget P, in W.
+        tolerance: Relative gap between rate and upper bound at which it ends.
+        max_iterations: Iterations after which it ends in any case.
+
+    Returns:
+        The capacity, in double precision.
+
+    Raises:
+        ValueError: If an argument is not allowed or not finite.
+    """
+    real("power", power, "a finite number > 0", lambda value: value > 0)
+    real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
+    integer("max_iterations", max_iterations, 1)
+    if channels.ndim < 2 or not bool(torch.isfinite(channels).all()):
+        raise ValueError(
+            f"channels must be finite and of shape (..., K, M_C), got {tuple(channels.shape)}"
+        )
+    noise = torch.as_tensor(noise_power, dtype=torch.float64, device=channels.device)
+    if not bool((torch.isfinite(noise) & (noise > 0)).all()):
+        raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
+    wide = channels.to(torch.complex128)
+    noise = noise.expand(wide.shape[:-1])
+    scaled = wide / noise.sqrt().unsqueeze(-1)
+    gram = scaled @ scaled.mH
+    users = gram.shape[-1]
+    duals = torch.full(noise.shape, power / users, dtype=torch.float64, device=noise.device)
+    rate, slope = _uplink(gram, duals)
+    for iteration in range(1, max_iterations + 1):
+        upper = _tangent_bound(rate, slope, duals, power)
+        if bool((upper - rate <= tolerance * rate).all()) or iteration == max_iterations:
+            break
+        # g_kᴴ(I + Σ_{l≠k} …)⁻¹g_k, from the same with user k included.
+        gain = slope / (1.0 - duals * slope).clamp_min(1e-12)
+        filled = _water_filling(gain, power)
+        plain_rate, plain_slope = _uplink(gram, filled)
+        averaged = filled / users + duals * (1.0 - 1.0 / users)
+        mean_rate, mean_slope = _uplink(gram, averaged)
+        better = plain_rate >= mean_rate
+        duals = torch.where(better.unsqueeze(-1), filled, averaged)
+        rate = torch.where(better, plain_rate, mean_rate)
+        slope = torch.where(better.unsqueeze(-1), plain_slope, mean_slope)
+    # In units of the noise the dual powers are s_k·σ_k²; they add up to the budget as they are.
+    return Capacity(rate * _BITS, upper * _BITS, duals, iteration)
+
+
+def _uplink(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Rate log det(I + A·diag(s)) in nats, (...), and its gradient by s, (..., K)."""
+    system = gram * weights.unsqueeze(-2)
+    system.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    solved, _ = torch.linalg.solve_ex(system, gram)
+    rate = torch.linalg.slogdet(system)[1]
+    return rate, solved.diagonal(dim1=-2, dim2=-1).real.clamp_min(0.0)
+
+
+def _tangent_bound(rate: Tensor, slope: Tensor, weights: Tensor, budget: float) -> Tensor:
+    """Largest value of the tangent plane over weights >= 0 that add up to the budget."""
+    return rate + budget * slope.amax(-1) - (slope * weights).sum(-1)
+
+
+def _water_filling(gains: Tensor, power: float) -> Tensor:
+    """λ_k = max(0, μ - 1/gain_k) with Σ λ_k = P, (..., K)."""
+    floors, _ = (1.0 / gains.clamp_min(1e-300)).sort(-1)
+    count = torch.arange(1, gains.shape[-1] + 1, dtype=gains.dtype, device=gains.device)
+    levels = (power + floors.cumsum(-1)) / count
+    # The most users whose floors all lie below the common level.
+    active = (levels > floors).sum(-1, keepdim=True).clamp_min(1)
+    level = levels.gather(-1, active - 1)
+    filled = (level - 1.0 / gains.clamp_min(1e-300)).clamp_min(0.0)
+    return filled * (power / filled.sum(-1, keepdim=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class JointBound:
+    """Bounds for a batch of n channels, each (n, J), in bit/s/Hz.
+
+    Attributes:
+        upper_bound: No precoder and waveform with L_r <= ε exceed this sum rate.
+        apart: The looser bound that grants each user the radar that suits it best.
+        attained: A rate that dirty-paper coding attains with one waveform (its L_r may exceed ε by
+            a relative 1e-4): what is left of the gap to ``upper_bound`` is the bound's looseness,
+            the rest is the loss of linear precoding.
+    """
+
+    upper_bound: Tensor
+    apart: Tensor
+    attained: Tensor
+
+
+def joint_upper_bound(
+    env: Any,
+    channels: Tensor,
+    *,
+    sensing_threshold: Tensor | float | None = None,
+    subdivisions: int = 20,
+) -> JointBound:
+    """Certified upper bound on the sum rate of each station under L_r <= ε, without other cells.
+
+    The bound holds for any number of streams. It is computed in double precision; only the
+    waveforms at which the certificates are taken are searched in single precision.
+
+    Args:
+        env: Environment whose scenario the bound is for.
+        channels: H, complex (n, J, J, K, M).
+        sensing_threshold: ε, a number or a tensor that broadcasts to (n, J); None means the
+            scenario's.
+        subdivisions: Times that a channel's worst cone is split; 0 gives ``apart``.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        ValueError: If an argument is not allowed.
+    """
+    system = system_of(env)
+    integer("subdivisions", subdivisions, 0)
+    scenario = system.scenario
+    threshold = scenario.sensing_threshold if sensing_threshold is None else sensing_threshold
+    limits = torch.as_tensor(threshold, dtype=torch.float32, device=system.device)
+    if not bool((torch.isfinite(limits) & (limits > 0)).all()):
+        raise ValueError(f"sensing_threshold must be finite and > 0, got {sensing_threshold!r}")
+    limits = limits.expand(len(channels), scenario.num_cells)
+    size = max(1, _PROBLEMS // scenario.num_cells)
+    with torch.inference_mode(False), torch.no_grad():
+        parts = [
+            _ConeSearch(system, part.to(system.device, torch.complex64), limit.contiguous()).run(
+                subdivisions
+            )
+            for part, limit in zip(channels.split(size), limits.split(size), strict=True)
+        ]
+    return JointBound(
+        *(
+            torch.cat([getattr(part, field.name) for part in parts]).view(-1, scenario.num_cells)
+            for field in dataclasses.fields(JointBound)
+        )
+    )
+
+
+class _ConeSearch:
+    """Bounds for b channels of J stations: n = b·J problems, in that order."""
+
+    def __init__(self, system: ISACSystem, channels: Tensor, limits: Tensor) -> None:
+        scenario = system.scenario
+        self._system, self._limits = system, limits
+        self._cells, self._budget = scenario.num_cells, scenario.comm_power
+        self._noise = scenario.noise_power
+        radar, comm = own_channels(channels).split(
+            [scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1
+        )
+        self._radar = radar
+        wide = comm.flatten(0, 1).to(torch.complex128)
+        self._gram = wide @ wide.mH
+        self._exact = SensingModel(
+            scenario.num_radar_antennas,
+            scenario.antenna_spacing,
+            scenario.targets_by_cell,
+            scenario.beam_width_deg,
+            cross_correlation=scenario.cross_correlation,
+            pattern_scale=scenario.pattern_scale,
+            dtype=torch.float64,
+            device=system.device,
+        )
+
+    def run(self, subdivisions: int) -> JointBound:
+        """Split the worst cone of every problem again and again."""
+        gram = self._gram
+        count, users = gram.shape[:2]
+        leaves = 1 + subdivisions * (users - 1)
+        unit = torch.eye(users, dtype=torch.float64, device=gram.device)
+        vertices = unit.expand(count, leaves, users, users).clone()
+        floor, received = self._floors(unit.expand(count, users, users))
+        heights = (self._noise + floor)[:, None].expand(-1, leaves, -1).clone()
+        upper = torch.full_like(heights[..., 0], -math.inf)
+        shares, weights = torch.zeros_like(heights), torch.zeros_like(heights)
+        upper[:, 0], shares[:, 0], weights[:, 0] = self._relaxed(vertices[:, 0], heights[:, 0])
+        apart = upper[:, 0].clone()
+        attained = self._attained(unit.expand(count, users, users), received).amax(-1)
+        rows = torch.arange(count, device=gram.device)
+        for split in range(subdivisions):
+            worst = upper.argmax(-1)
+            outer, parent = upper[rows, worst], vertices[rows, worst]
+            parent_heights, share = heights[rows, worst], shares[rows, worst]
+            point = weights[rows, worst]
+            total = point.sum(-1, keepdim=True).clamp_min(1e-300)
+            point = point / total
+            floor, received = self._floors(point[:, None])
+            attained = torch.maximum(attained, self._attained(point[:, None], received).squeeze(-1))
+            # At the maximiser the interpolation equals the budget, and h is not below it.
+            height = torch.maximum(self._noise + floor, self._budget / total).squeeze(-1)
+            for user in range(users):
+                slot = worst if user == 0 else torch.full_like(worst, split * (users - 1) + user)
+                child, child_heights = parent.clone(), parent_heights.clone()
+                child[:, user], child_heights[:, user] = point, height
+                bound, child_share, child_weights = self._relaxed(child, child_heights)
+                # A part in which the point's own vertex has no share is empty.
+                bound = torch.where(share[:, user] > 1e-9 * self._budget, bound, -math.inf)
+                vertices[rows, slot], heights[rows, slot] = child, child_heights
+                upper[rows, slot] = torch.minimum(bound, outer)
+                shares[rows, slot], weights[rows, slot] = child_share, child_weights
+        return JointBound(upper.amax(-1) * _BITS, apart * _BITS, attained * _BITS)
+
+    def _attained(self, weights: Tensor, received: Tensor) -> Tensor:
+        """Rate in nats, (n, m), for weights (n, m, K) scaled to the budget, with q (n, m, K)."""
+        spent = (weights * (self._noise + received)).sum(-1, keepdim=True)
+        scaled = weights * (self._budget / spent)
+        return _uplink(self._gram[:, None].expand(-1, weights.shape[1], -1, -1), scaled)[0]
+
+    def _relaxed(self, vertices: Tensor, heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bound on a cone, its shares τ_i = t_i h_i and its maximiser s, each (n, K).
+
+        The multiplicative update raises the rate at every step; the tangent plane at its end makes
+        the bound valid however far it got.
+        """
+        scaled = vertices / heights.unsqueeze(-1)
+        shares = torch.full_like(heights, self._budget / heights.shape[-1])
+        for iteration in range(_CONE_ITERATIONS + 1):
+            weights = (shares.unsqueeze(-2) @ scaled).squeeze(-2)
+            rate, slope = _uplink(self._gram, weights)
+            slope = (scaled @ slope.unsqueeze(-1)).squeeze(-1)
+            if iteration < _CONE_ITERATIONS:
+                pull = shares * slope
+                total = pull.sum(-1, keepdim=True)
+                shares = torch.where(total > 0, self._budget * pull / total, shares)
+        return _tangent_bound(rate, slope, shares, self._budget), shares, weights
+
+    def _floors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Certified lower bounds on min_R Σ_k v_k q_k(R), and the q that the search found.
+
+        Where the search has not met the threshold, q is beyond any use.
+
+        By convexity L_r(R') >= L_r(R) + <G, R' - R>, so that for any μ >= 0 every feasible R' has
+        Σ v_k q_k(R') >= Σ v_k q_k(R) + μ (L_r(R) - ε) + <Z, R' - R> with Z = C + μ G, where
+        Σ v_k q_k(R) = <C, R>; and <Z, R'> >= (P_R/M) Σ y + P_R λ_min(Z - Diag y) for any real y.
+
+        Args:
+            weights: v >= 0 with Σ v = 1, (n, m, K).
+
+        Returns:
+            Bounds (n, m), in W, and q (n, m, K), in W.
+        """
+        scenario, cells = self._system.scenario, self._cells
+        count, many, users = weights.shape
+        ordered = weights.unflatten(0, (-1, cells)).transpose(1, 2)
+        flat = ordered.flatten(0, 2)
+        radar = self._radar[:, None].expand(-1, many, -1, -1, -1).flatten(0, 2)
+        limits = self._limits[:, None].expand(-1, many, -1).flatten()
+        single = flat.to(limits.dtype)
+        strength = radar.abs().square().mean((-2, -1)).clamp_min(1e-30)[:, None]
+        pull = (3.0 * single / strength).unsqueeze(-1)
+        start = radar.mH @ (pull * radar)
+        start.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        best = self._full_streams().to(radar.dtype).expand(len(flat) // cells, -1, -1, -1)
+        streams, _ = torch.linalg.solve_ex(start, best.flatten(0, 1))
+        search = WaveformSearch(
+            ExactSensing(self._system.sensing),
+            limits,
+            radar,
+            scenario.radar_power,
+            LeakageObjective(single, torch.full_like(limits, self._noise)),
+            streams,
+            torch.full_like(limits, _MULTIPLIER),
+            stations=cells,
+        )
+        search.run(_SEARCH_ITERATIONS)
+        found = normalise_rows(search.streams.to(torch.complex128), scenario.radar_power)
+        wide = radar.to(torch.complex128)
+        received = (wide @ found).abs().square().sum(-1)
+        covariance = found @ found.mH
+        with torch.enable_grad():
+            leaf = covariance.unflatten(0, (-1, cells)).requires_grad_(True)
+            loss = self._exact(leaf).total
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        gradient = gradient.flatten(0, 1)
+        gradient = 0.5 * (gradient + gradient.mH)
+        limit = limits.double()
+        target = (flat * received).sum(-1)
+        # From the multiplier of the logarithm to that of Σ v q.
+        price = (
+            search.multiplier.double() * (self._noise + target) / (LeakageObjective.SCALE * limit)
+        )
+        slope = wide.mH @ (flat.unsqueeze(-1) * wide) + price[:, None, None] * gradient
+        share = scenario.radar_power / scenario.num_radar_antennas
+        levels = (slope @ covariance).diagonal(dim1=-2, dim2=-1).real / share
+        lowest = torch.linalg.eigvalsh(slope - torch.diag_embed(levels).to(slope.dtype))[:, 0]
+        least = share * levels.sum(-1) + scenario.radar_power * lowest
+        here = (slope.conj() * covariance).real.sum((-2, -1))
+        bound = target + price * (loss.detach().flatten() - limit) + least - here
+        outside = search.excess > _ATTAINED_EXCESS
+        received = torch.where(outside[:, None], 1e30, received)
+        shape = ordered.shape[:3]
+        bound = bound.clamp_min(0.0).view(shape).transpose(1, 2).reshape(count, many)
+        return bound, received.view(*shape, users).transpose(1, 2).reshape(count, many, users)
+
+    def _full_streams(self) -> Tensor:
+        """The best beampattern with as many streams as antennas, (J, M, M)."""
+        designs = [
+            best_beampattern(**{**design, "streams": None})
+            for design in self._system.scenario.beampattern_designs()
+        ]
+        return torch.stack([design.streams for design in designs]).to(self._system.device)

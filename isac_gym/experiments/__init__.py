@@ -1,0 +1,1 @@
+"""Experiments: one module each, with its settings, its computation and its picture."""

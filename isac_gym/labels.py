@@ -1,0 +1,228 @@
+"""Labelled data: channels with what an agent does on them, for supervised learning.
+
+A data set is a folder of shards, each written whole or not at all, and a manifest that says what
+they are. Each shard follows from the seed and its own number, so that a generation that was killed
+goes on where it was and ends with the same data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isac_gym import __version__
+from isac_gym.channels import ChannelProcess, Complex
+from isac_gym.codec import checked_action
+from isac_gym.files import write_atomically
+from isac_gym.policy import Policy
+from isac_gym.system import system_of
+from isac_gym.validation import integer
+
+__all__ = ["Labels", "generate_labels", "load_labels"]
+
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Channels and an agent's solutions for them, n blocks.
+
+    Attributes:
+        channels: True channels H, complex64 (n, J, J, K, M).
+        estimates: Channels as observed, same shape.
+        actions: Actions for the estimates, float32 (n, A).
+        precoders: F as transmitted, complex64 (n, J, M_C, K), in √W.
+        streams: V, complex64 (n, J, M_R, r), in √W.
+        sum_rates: Spectral efficiency, float32 (n,), in bit/s/Hz.
+        sensing_losses: L_r, float32 (n, J).
+        manifest: Scenario, channel model, agent, seed and version.
+    """
+
+    channels: Complex
+    estimates: Complex
+    actions: npt.NDArray[np.float32]
+    precoders: Complex
+    streams: Complex
+    sum_rates: npt.NDArray[np.float32]
+    sensing_losses: npt.NDArray[np.float32]
+    manifest: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+
+_ARRAYS = tuple(field.name for field in dataclasses.fields(Labels) if field.name != "manifest")
+
+
+def generate_labels(
+    agent: Policy,
+    env: Any,
+    folder: str | Path,
+    count: int,
+    *,
+    name: str,
+    seed: int = 0,
+    shard_size: int = 1024,
+    callback: Callable[[int], None] | None = None,
+) -> None:
+    """Generate a data set, or what is missing of it.
+
+    Args:
+        agent: Whose solutions are the labels.
+        env: Environment whose scenario and channel model are used.
+        folder: Where to.
+        count: Blocks n; a data set can be made larger later.
+        name: Name of the agent, for the manifest.
+        seed: Seed of the channels.
+        shard_size: Blocks a file.
+        callback: Called with the number of blocks that there are, after each shard.
+
+    Raises:
+        ValueError: If an option is not allowed, the folder holds another data set, or the agent
+            returns invalid actions.
+    """
+    integer("count", count, 1)
+    integer("seed", seed, 0)
+    integer("shard_size", shard_size, 1)
+    folder = Path(folder)
+    system = system_of(env)
+    model = env.unwrapped.channel_model
+    manifest = {
+        "format": _FORMAT,
+        "scenario": system.scenario.to_dict(),
+        "channel_model": repr(model),
+        "agent": name,
+        "seed": seed,
+        "shard_size": shard_size,
+        "version": __version__,
+    }
+    path = folder / _MANIFEST
+    if path.exists():
+        held = _read_manifest(path)
+        for key, value in manifest.items():
+            if held.get(key) != value:
+                raise ValueError(
+                    f"{folder} holds labels with {key}={held.get(key)!r}, got {value!r}; choose "
+                    "another folder"
+                )
+        if held["count"] > count:
+            raise ValueError(
+                f"count must be at least {held['count']}, the labels that {folder} holds"
+            )
+    write_atomically(path, _as_json({**manifest, "count": count}))
+    for index in range(math.ceil(count / shard_size)):
+        size = min(shard_size, count - index * shard_size)
+        shard = folder / _shard_name(index)
+        if not (shard.exists() and len(_read_shard(shard)["channels"]) == size):
+            # Always a whole shard, so that its beginning does not depend on the count.
+            process = ChannelProcess(model, system.scenario, shard_size)
+            process.start(np.random.default_rng((seed, index)))
+            arrays = _solved(agent, system, process.channels[:size], process.estimates[:size])
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays)
+            write_atomically(shard, buffer.getvalue())
+        if callback is not None:
+            callback(index * shard_size + size)
+
+
+def _solved(agent: Policy, system: Any, channels: Complex, estimates: Complex) -> dict[str, Any]:
+    action, _ = agent.predict(
+        system.codec.observation(estimates),
+        episode_start=np.ones(len(channels), np.bool_),
+        deterministic=True,
+    )
+    actions = checked_action(action, (len(channels), system.codec.action_size))
+    device = system.device
+    with torch.inference_mode():
+        outcome = system.step(
+            torch.from_numpy(channels).to(device),
+            torch.from_numpy(actions).to(device),
+            torch.from_numpy(estimates).to(device),
+        )
+    sent = outcome.transmission
+    found = {
+        "precoders": sent.precoders,
+        "streams": sent.streams,
+        "sum_rates": outcome.sum_rate,
+        "sensing_losses": outcome.sensing.total,
+    }
+    return {
+        "channels": channels,
+        "estimates": estimates,
+        "actions": actions,
+        **{key: value.cpu().numpy() for key, value in found.items()},
+    }
+
+
+def load_labels(folder: str | Path) -> Labels:
+    """Load a data set; executes nothing from its files.
+
+    Args:
+        folder: Folder that :func:`generate_labels` has completed.
+
+    Returns:
+        The labels.
+
+    Raises:
+        FileNotFoundError: If there is no data set.
+        ValueError: If it is incomplete or damaged; the message names the file.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder / _MANIFEST)
+    count, size = manifest["count"], manifest["shard_size"]
+    parts = []
+    for index in range(math.ceil(count / size)):
+        shard = folder / _shard_name(index)
+        if not shard.exists():
+            raise ValueError(f"{folder}: incomplete, {shard.name} is missing; generate it again")
+        part = _read_shard(shard)
+        if len(part["channels"]) != min(size, count - index * size):
+            raise ValueError(f"{shard}: incomplete; generate the labels again")
+        parts.append(part)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in _ARRAYS}
+    return Labels(**joined, manifest=manifest)
+
+
+def _shard_name(index: int) -> str:
+    return f"labels-{index:05d}.npz"
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"format must be {_FORMAT}")
+        integer("count", content.get("count"), 1)
+        integer("shard_size", content.get("shard_size"), 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no manifest of labels, or damaged ({error})") from error
+    return content
+
+
+def _read_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in _ARRAYS}
+        if len({len(array) for array in arrays.values()}) != 1:
+            raise ValueError("arrays of different lengths")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it and generate it again") from error
+    return arrays
