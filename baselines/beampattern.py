@@ -8,6 +8,7 @@ aᴴRa' = ãᵀSã' + j·ãᵀTã', so that the program is real from the start.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from isac_gym.physics.steering import (
     desired_pattern,
     realifying_unitary,
 )
-from isac_gym.validation import not_allowed
+from isac_gym.validation import not_allowed, real
 
 __all__ = [
     "ConvexDesign",
@@ -101,7 +102,16 @@ class _Program:
         self.unitary: Complex = realifying_unitary(num_antennas).numpy()
         self._above = np.triu_indices(num_antennas, 1)
         self.symmetric = cp.Variable((num_antennas, num_antennas), symmetric=True)
-        self.skew = cp.Variable((num_antennas, num_antennas))
+        # T by its entries above the diagonal: an equality T = -Tᵀ would be redundant by half.
+        rows, columns = self._above
+        unfold = np.zeros((num_antennas, num_antennas, len(rows)))
+        unfold[rows, columns, np.arange(len(rows))] = 1.0
+        unfold[columns, rows, np.arange(len(rows))] = -1.0
+        self._entries = cp.Variable(len(rows)) if len(rows) else np.zeros(0)
+        shape = (num_antennas, num_antennas)
+        self.skew = cp.reshape(
+            unfold.reshape(num_antennas**2, len(rows)) @ self._entries, shape, order="C"
+        )
         # diag(QZQᴴ)_m = Σ_pq Q_mp Q*_mq Z_pq, a real linear map of S and T.
         outer = np.einsum("mp,mq->mpq", self.unitary, self.unitary.conj())
         diagonal = cp.hstack(
@@ -112,7 +122,6 @@ class _Program:
             ]
         )
         self.constraints = [
-            self.skew + self.skew.T == 0,
             cp.bmat([[self.symmetric, -self.skew], [self.skew, self.symmetric]]) >> 0,
             diagonal == power / num_antennas,
         ]
@@ -146,22 +155,24 @@ class _Program:
         odd = left[:, rows] * right[:, columns] - left[:, columns] * right[:, rows]
         cp = self.cp
         entries = cp.hstack([self.symmetric[diagonal, diagonal], self.symmetric[rows, columns]])
-        return even @ entries, odd @ self.skew[rows, columns]
+        return even @ entries, odd @ self._entries
 
     def covariance(self) -> Complex:
         """R at the solution."""
-        skew = 0.5 * (self.skew.value - self.skew.value.T)
-        found: Complex = self.unitary @ (self.symmetric.value + 1j * skew) @ self.unitary.conj().T
+        turned = self.symmetric.value + 1j * self.skew.value
+        found: Complex = self.unitary @ turned @ self.unitary.conj().T
         return found
 
-    def solve(self, problem: Any, what: str) -> None:
-        """Solve with Clarabel.
+    def solve(self, problem: Any, what: str, solver: str = "CLARABEL", **options: Any) -> None:
+        """Solve, with Clarabel unless another solver is named.
 
         Raises:
             SolverError: If no solution was found.
         """
         try:
-            problem.solve(solver="CLARABEL")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # inaccuracy is in the status that is returned
+                problem.solve(solver=solver, **options)
         except self.cp.error.SolverError as error:
             raise SolverError(f"{what}: {error}") from error
         if problem.status not in ("optimal", "optimal_inaccurate"):
@@ -338,17 +349,19 @@ def minimum_sidelobe(
         power: Radar power P_R, in W.
         sidelobe_margin_deg: The sidelobe region is everything farther than this from θ_0, in
             degrees; None means Δ.
-        half_power_tolerance: δ >= 0: the power at the edges may be (0.5 ± δ) of the peak's.
+        half_power_tolerance: δ in [0, 0.5]: the power at the edges may be (0.5 ± δ) of the peak's.
 
     Returns:
         The design; its objective is t, in W.
 
     Raises:
         ImportError: If CVXPY is not installed.
-        ValueError: If the region is empty.
+        ValueError: If the region is empty, or the tolerance is not allowed.
         SolverError: If the program was not solved, in particular if it is infeasible because so
             narrow a beam cannot be formed.
     """
+    allowed = "a number in [0, 0.5]"
+    real("half_power_tolerance", half_power_tolerance, allowed, lambda value: 0 <= value <= 0.5)
     program = _Program(num_antennas, spacing, power)
     cp = program.cp
     margin = beam_width_deg if sidelobe_margin_deg is None else sidelobe_margin_deg
@@ -361,15 +374,17 @@ def minimum_sidelobe(
     edges = program.pattern([target_deg - half, target_deg + half])
     below = cp.Variable()
     ones = np.ones(2)
-    problem = cp.Problem(
-        cp.Maximize(below),
-        [
-            *program.constraints,
-            peak - program.pattern(outside) >= below,
+    if half_power_tolerance == 0.0:
+        halved = [edges == 0.5 * peak * ones]
+    else:
+        halved = [
             edges >= (0.5 - half_power_tolerance) * peak * ones,
             edges <= (0.5 + half_power_tolerance) * peak * ones,
-        ],
-    )
-    program.solve(problem, f"minimum sidelobes around {target_deg:g} degrees")
+        ]
+    limited = peak - program.pattern(outside) >= below
+    problem = cp.Problem(cp.Maximize(below), [*program.constraints, limited, *halved])
+    # Interior points stall here: equal powers at two edges leave the dual solution undetermined.
+    what = f"minimum sidelobes around {target_deg:g} degrees"
+    program.solve(problem, what, solver="SCS", eps=1e-8, max_iters=100_000)
     model = SensingModel(num_antennas, spacing, (target_deg,), beam_width_deg, dtype=torch.float64)
     return _design(program, problem, model, None)

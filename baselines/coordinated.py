@@ -22,7 +22,7 @@ __all__ = ["CoordinatedDesign", "CoordinatedPolicy", "Problems"]
 
 _PROBLEMS = 4096
 """Problems searched at a time: enough for long vectors, few enough for their memory."""
-_AVOIDANCE = 0.3
+_AVOIDANCE = 30.0
 _MARGIN = 1e-5
 """Relative excess over ε up to which a waveform is feasible: rounding in single precision."""
 

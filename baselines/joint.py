@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy, Problems
-from isac_gym.baselines.objectives import RateObjective
+from isac_gym.baselines.objectives import LeakageObjective, RateObjective
 from isac_gym.channels import ChannelProcess
 from isac_gym.physics.waveform import CoarseSensing, Sensing, WaveformSearch
 from isac_gym.validation import choice, integer, not_allowed, real
@@ -30,6 +30,7 @@ JointConstraint: TypeAlias = Literal["per_channel", "expected"]
 _SCREENING: Final = ((6.0, 8, 8), (6.0, 12, 3), (3.0, 30, 0))
 """Spacing of the grid in degrees, iterations, and starts kept (0: those to refine), by phase."""
 _MULTIPLIER = 20.0
+_NULLING_ITERATIONS = 30
 _PRICE_ITERATIONS = 20
 _PRICE_STEP = 0.1
 _LOG_PRICES: Final = (-14.0, 9.0)
@@ -47,7 +48,7 @@ class JointOracle(CoordinatedPolicy):
             leaves the sensing loss out of account.
         num_starts: Starts a channel; None takes all subsets of half of the users or more where
             these are at most 32, and otherwise 32 of them, drawn at random. The first start is for
-            all users.
+            all users, from null steering; the second for all users as well.
         refined: Starts that are refined.
         iterations: Iterations of the refinement.
         calibration_channels: Channels on which the price is found.
@@ -173,11 +174,11 @@ class JointOracle(CoordinatedPolicy):
     def _narrowed(self, channels: Tensor, price: float | None) -> _Candidates:
         """The starts to refine, found on coarse grids, with their exact search begun."""
         problems = self._problems(channels)
-        streams = self._avoiding(problems)
-        noise = self._noise(problems.radar, streams)
-        iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
         first = _MULTIPLIER if price is None else price
         multiplier = torch.full_like(problems.served[:, 0], first)
+        streams = self._starting_streams(problems, multiplier, price)
+        noise = self._noise(problems.radar, streams)
+        iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
         for step_deg, iterations, kept in _SCREENING:
             sensing = self._coarse.get(step_deg, self._exact)
             phase = self._begin(sensing, problems, streams, iterate, multiplier, price)
@@ -190,6 +191,34 @@ class JointOracle(CoordinatedPolicy):
             streams, iterate = phase.search.streams[index], phase.objective.iterate[index]
             multiplier = phase.search.multiplier[index]
         return self._begin(self._exact, problems, streams, iterate, multiplier, price, 3)
+
+    def _starting_streams(
+        self, problems: Problems, multiplier: Tensor, price: float | None
+    ) -> Tensor:
+        """V that spares the users of each start, (n, M_R, r); in the first by null steering.
+
+        Where ε hardly binds, nulls towards all users are the optimum, which a start that has yet to
+        find them can miss: it gives a user up who already suffers.
+        """
+        scenario = self.scenario
+        streams = self._avoiding(problems)
+        first = problems.flat_index(torch.zeros_like(problems.starts[:, :1]))
+        radar, served = problems.radar[first], problems.served[first]
+        offset = torch.full_like(served[:, 0], scenario.noise_power)
+        search = WaveformSearch(
+            self._coarse.get(_SCREENING[0][0], self._exact),
+            scenario.sensing_threshold,
+            radar,
+            scenario.radar_power,
+            LeakageObjective(served, offset),
+            streams[first],
+            multiplier[first],
+            stations=scenario.num_cells,
+            **({} if price is None else {"penalty": 0.0}),
+        )
+        search.run(_NULLING_ITERATIONS)
+        streams[first] = search.streams
+        return streams
 
     def _begin(
         self,
@@ -238,8 +267,9 @@ def _subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tenso
         return torch.eye(users)
     limit = 32 if wanted is None else wanted
     sizes = range(-(-users // 2), users)
-    chosen = [tuple(range(users))]
-    if 1 + sum(math.comb(users, size) for size in sizes) <= limit:
+    # Everybody twice: the first start is that of null steering.
+    chosen = [tuple(range(users))] * min(2, limit)
+    if 2 + sum(math.comb(users, size) for size in sizes) <= limit:
         for size in reversed(sizes):
             chosen += itertools.combinations(range(users), size)
     else:
