@@ -38,7 +38,8 @@ __all__ = ["Capacity", "JointBound", "dpc_capacity", "joint_upper_bound"]
 
 _BITS = 1.0 / math.log(2.0)
 _MULTIPLIER = 20.0
-_SEARCH_ITERATIONS = 60
+_SEARCH_ITERATIONS = 150
+_PENALTY = 500.0
 _CONE_ITERATIONS = 300
 _PROBLEMS = 2048
 _ATTAINED_EXCESS = 1e-4
@@ -331,17 +332,20 @@ class _ConeSearch:
         start.diagonal(dim1=-2, dim2=-1).add_(1.0)
         best = self._full_streams().to(radar.dtype).expand(len(flat) // cells, -1, -1, -1)
         streams, _ = torch.linalg.solve_ex(start, best.flatten(0, 1))
+        objective = LeakageObjective(single, torch.full_like(limits, self._noise))
         search = WaveformSearch(
             ExactSensing(self._system.sensing),
             limits,
             radar,
             scenario.radar_power,
-            LeakageObjective(single, torch.full_like(limits, self._noise)),
+            objective,
             streams,
             torch.full_like(limits, _MULTIPLIER),
             stations=cells,
+            penalty=_PENALTY,
+            memory=12,
         )
-        search.run(_SEARCH_ITERATIONS)
+        search.run(_SEARCH_ITERATIONS, update_every=25)
         found = normalise_rows(search.streams.to(torch.complex128), scenario.radar_power)
         wide = radar.to(torch.complex128)
         received = (wide @ found).abs().square().sum(-1)
@@ -354,10 +358,8 @@ class _ConeSearch:
         gradient = 0.5 * (gradient + gradient.mH)
         limit = limits.double()
         target = (flat * received).sum(-1)
-        # From the multiplier of the logarithm to that of Σ v q.
-        price = (
-            search.multiplier.double() * (self._noise + target) / (LeakageObjective.SCALE * limit)
-        )
+        # From the multiplier of the logarithm to that of Σ v q, and from L_r/ε - 1 to L_r.
+        price = search.multiplier.double() / (objective.slope(received) * limit)
         slope = wide.mH @ (flat.unsqueeze(-1) * wide) + price[:, None, None] * gradient
         share = scenario.radar_power / scenario.num_radar_antennas
         levels = (slope @ covariance).diagonal(dim1=-2, dim2=-1).real / share

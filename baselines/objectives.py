@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
 
 import torch
 from torch import Tensor
@@ -46,28 +46,26 @@ class RateObjective:
 
 
 class LeakageObjective:
-    """A multiple of log(c + Σ_k v_k q_k): the weighted radar power that users receive.
+    """log2(c + Σ_k v_k q_k): the weighted radar power that users receive.
 
-    The logarithm only sets the scale, so that the same penalty suits every weight.
-
-    Attributes:
-        SCALE: The multiple.
+    The logarithm makes it as steep as a rate, so that the same penalty suits both.
 
     Args:
         weights: v >= 0, (n, K).
         offset: c > 0, (n,), in W.
     """
 
-    SCALE: Final = 10.0
-
     def __init__(self, weights: Tensor, offset: Tensor) -> None:
         self._weights, self._offset = weights, offset
+
+    def slope(self, received: Tensor) -> Tensor:
+        """∂φ/∂(Σ v q), (n,), at q (n, K)."""
+        return 1.0 / (math.log(2.0) * (self._offset + (self._weights * received).sum(-1)))
 
     def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`~isac_gym.physics.waveform.Objective.evaluate`."""
         total = self._offset + (self._weights * received).sum(-1)
-        slope = (self.SCALE / total)[:, None] * self._weights
-        return self.SCALE * total.log(), slope, total
+        return total.log2(), self.slope(received)[:, None] * self._weights, total
 
     def accept(self, mask: Tensor, state: Tensor) -> None:
         """Nothing to keep."""

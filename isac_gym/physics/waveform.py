@@ -132,6 +132,7 @@ class WaveformSearch:
         stations: J.
         penalty: Curvature ρ of the augmented Lagrangian; 0 leaves the multipliers as they are: a
             price on L_r instead of a constraint.
+        memory: Of the quasi-Newton search.
 
     Attributes:
         multiplier: Current multipliers, (n,).
@@ -150,6 +151,7 @@ class WaveformSearch:
         *,
         stations: int = 1,
         penalty: float = 2000.0,
+        memory: int = 6,
     ) -> None:
         self._sensing, self._threshold = sensing, threshold
         self._stations = stations
@@ -164,7 +166,7 @@ class WaveformSearch:
         # Entries of order 1, so that the search is scaled the same whatever the power.
         start = normalise_rows(streams, self._antennas)
         self._search = BatchedLBFGS(
-            self._evaluate, self._accept, torch.view_as_real(start).flatten(1)
+            self._evaluate, self._accept, torch.view_as_real(start).flatten(1), memory
         )
 
     @property
