@@ -360,6 +360,18 @@ def minimum_sidelobe(
         SolverError: If the program was not solved, in particular if it is infeasible because so
             narrow a beam cannot be formed.
     """
+    real("power", power, "a finite number > 0", lambda value: value > 0)
+    half = beam_width_deg / 2.0
+    inside = f"a number > 0 with target_deg ± half of it within [-90, 90] (target {target_deg:g})"
+    real(
+        "beam_width_deg",
+        beam_width_deg,
+        inside,
+        lambda width: width > 0 and abs(target_deg) + width / 2 <= 90,
+    )
+    if sidelobe_margin_deg is not None:
+        allowed = f"None or a number >= {half:g}, half the beam's width"
+        real("sidelobe_margin_deg", sidelobe_margin_deg, allowed, lambda value: value >= half)
     allowed = "a number in [0, 0.5]"
     real("half_power_tolerance", half_power_tolerance, allowed, lambda value: 0 <= value <= 0.5)
     program = _Program(num_antennas, spacing, power)
@@ -369,7 +381,6 @@ def minimum_sidelobe(
     outside = grid[(grid - target_deg).abs() > margin + 1e-9]
     if len(outside) == 0:
         raise not_allowed("sidelobe_margin_deg", margin, "small enough to leave a sidelobe region")
-    half = beam_width_deg / 2.0
     peak = program.pattern([target_deg])
     edges = program.pattern([target_deg - half, target_deg + half])
     below = cp.Variable()

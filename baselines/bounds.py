@@ -28,6 +28,7 @@ from torch import Tensor
 
 from isac_gym.baselines.objectives import LeakageObjective
 from isac_gym.codec import own_channels
+from isac_gym.physics.links import radar_interference
 from isac_gym.physics.sensing import SensingModel
 from isac_gym.physics.synthesis import best_beampattern
 from isac_gym.physics.waveform import ExactSensing, WaveformSearch, normalise_rows
@@ -39,7 +40,7 @@ __all__ = ["Capacity", "JointBound", "dpc_capacity", "joint_upper_bound"]
 _BITS = 1.0 / math.log(2.0)
 _MULTIPLIER = 20.0
 _SEARCH_ITERATIONS = 150
-_PENALTY = 500.0
+_PENALTY = 2000.0
 _CONE_ITERATIONS = 300
 _PROBLEMS = 2048
 _ATTAINED_EXCESS = 1e-4
@@ -102,11 +103,11 @@ def dpc_capacity(
         raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
     wide = channels.to(torch.complex128)
     noise = noise.expand(wide.shape[:-1])
-    scaled = wide / noise.sqrt().unsqueeze(-1)
-    gram = scaled @ scaled.mH
-    users = gram.shape[-1]
+    scaled = _reduced(wide / noise.sqrt().unsqueeze(-1))
+    users = scaled.shape[-2]
+    # In units of the noise the dual powers are s_k·σ_k²: they add up to the budget as they are.
     duals = torch.full(noise.shape, power / users, dtype=torch.float64, device=noise.device)
-    rate, slope = _uplink(gram, duals)
+    rate, slope = _uplink(scaled, duals)
     for iteration in range(1, max_iterations + 1):
         upper = _tangent_bound(rate, slope, duals, power)
         if bool((upper - rate <= tolerance * rate).all()) or iteration == max_iterations:
@@ -114,24 +115,30 @@ def dpc_capacity(
         # g_kᴴ(I + Σ_{l≠k} …)⁻¹g_k, from the same with user k included.
         gain = slope / (1.0 - duals * slope).clamp_min(1e-12)
         filled = _water_filling(gain, power)
-        plain_rate, plain_slope = _uplink(gram, filled)
+        plain_rate, plain_slope = _uplink(scaled, filled)
         averaged = filled / users + duals * (1.0 - 1.0 / users)
-        mean_rate, mean_slope = _uplink(gram, averaged)
+        mean_rate, mean_slope = _uplink(scaled, averaged)
         better = plain_rate >= mean_rate
         duals = torch.where(better.unsqueeze(-1), filled, averaged)
         rate = torch.where(better, plain_rate, mean_rate)
         slope = torch.where(better.unsqueeze(-1), plain_slope, mean_slope)
-    # In units of the noise the dual powers are s_k·σ_k²; they add up to the budget as they are.
     return Capacity(rate * _BITS, upper * _BITS, duals, iteration)
 
 
-def _uplink(gram: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Rate log det(I + A·diag(s)) in nats, (...), and its gradient by s, (..., K)."""
-    system = gram * weights.unsqueeze(-2)
+def _reduced(channels: Tensor) -> Tensor:
+    """The channels (..., K, M) in a basis of the space that they span, (..., K, min(K, M))."""
+    reduced: Tensor = channels @ torch.linalg.qr(channels.mH)[0]
+    return reduced
+
+
+def _uplink(channels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Rate log det(I + Σ_k s_k g_k* g_kᵀ) in nats, (...), and its gradient by s, (..., K)."""
+    system = channels.mH @ (weights.unsqueeze(-1) * channels)
     system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    solved, _ = torch.linalg.solve_ex(system, gram)
-    rate = torch.linalg.slogdet(system)[1]
-    return rate, solved.diagonal(dim1=-2, dim2=-1).real.clamp_min(0.0)
+    factor = torch.linalg.cholesky(system)
+    rate = 2.0 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
+    whitened = torch.linalg.solve_triangular(factor, channels.mH, upper=False)
+    return rate, torch.view_as_real(whitened).square().sum((-3, -1))
 
 
 def _tangent_bound(rate: Tensor, slope: Tensor, weights: Tensor, budget: float) -> Tensor:
@@ -141,13 +148,14 @@ def _tangent_bound(rate: Tensor, slope: Tensor, weights: Tensor, budget: float) 
 
 def _water_filling(gains: Tensor, power: float) -> Tensor:
     """λ_k = max(0, μ - 1/gain_k) with Σ λ_k = P, (..., K)."""
-    floors, _ = (1.0 / gains.clamp_min(1e-300)).sort(-1)
+    gains = torch.where((gains > 0).any(-1, keepdim=True), gains, 1.0).clamp_min(1e-300)
+    floors, _ = (1.0 / gains).sort(-1)
     count = torch.arange(1, gains.shape[-1] + 1, dtype=gains.dtype, device=gains.device)
     levels = (power + floors.cumsum(-1)) / count
     # The most users whose floors all lie below the common level.
     active = (levels > floors).sum(-1, keepdim=True).clamp_min(1)
     level = levels.gather(-1, active - 1)
-    filled = (level - 1.0 / gains.clamp_min(1e-300)).clamp_min(0.0)
+    filled = (level - 1.0 / gains).clamp_min(0.0)
     return filled * (power / filled.sum(-1, keepdim=True))
 
 
@@ -177,8 +185,8 @@ def joint_upper_bound(
 ) -> JointBound:
     """Certified upper bound on the sum rate of each station under L_r <= ε, without other cells.
 
-    The bound holds for any number of streams. It is computed in double precision; only the
-    waveforms at which the certificates are taken are searched in single precision.
+    The bound holds for any number of streams. It is computed in double precision; only the search
+    for the waveforms at which the certificates are taken is in single precision.
 
     Args:
         env: Environment whose scenario the bound is for.
@@ -197,14 +205,20 @@ def joint_upper_bound(
     integer("subdivisions", subdivisions, 0)
     scenario = system.scenario
     threshold = scenario.sensing_threshold if sensing_threshold is None else sensing_threshold
-    limits = torch.as_tensor(threshold, dtype=torch.float32, device=system.device)
+    expected = system.codec.links.shape
+    if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
+        raise ValueError(
+            f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
+            f"{tuple(channels.shape)}"
+        )
+    limits = torch.as_tensor(threshold, dtype=torch.float64, device=system.device)
     if not bool((torch.isfinite(limits) & (limits > 0)).all()):
         raise ValueError(f"sensing_threshold must be finite and > 0, got {sensing_threshold!r}")
     limits = limits.expand(len(channels), scenario.num_cells)
     size = max(1, _PROBLEMS // scenario.num_cells)
     with torch.inference_mode(False), torch.no_grad():
         parts = [
-            _ConeSearch(system, part.to(system.device, torch.complex64), limit.contiguous()).run(
+            _ConeSearch(system, part.to(system.device), limit.contiguous()).run(
                 subdivisions
             )
             for part, limit in zip(channels.split(size), limits.split(size), strict=True)
@@ -222,15 +236,15 @@ class _ConeSearch:
 
     def __init__(self, system: ISACSystem, channels: Tensor, limits: Tensor) -> None:
         scenario = system.scenario
-        self._system, self._limits = system, limits
+        channels = channels.to(torch.complex128)
+        self._system, self._limits = system, limits.double()
         self._cells, self._budget = scenario.num_cells, scenario.comm_power
         self._noise = scenario.noise_power
         radar, comm = own_channels(channels).split(
             [scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1
         )
         self._radar = radar
-        wide = comm.flatten(0, 1).to(torch.complex128)
-        self._gram = wide @ wide.mH
+        self._reduced = _reduced(comm.flatten(0, 1))
         self._exact = SensingModel(
             scenario.num_radar_antennas,
             scenario.antenna_spacing,
@@ -244,10 +258,10 @@ class _ConeSearch:
 
     def run(self, subdivisions: int) -> JointBound:
         """Split the worst cone of every problem again and again."""
-        gram = self._gram
-        count, users = gram.shape[:2]
+        count, users = self._reduced.shape[:2]
+        device = self._reduced.device
         leaves = 1 + subdivisions * (users - 1)
-        unit = torch.eye(users, dtype=torch.float64, device=gram.device)
+        unit = torch.eye(users, dtype=torch.float64, device=device)
         vertices = unit.expand(count, leaves, users, users).clone()
         floor, received = self._floors(unit.expand(count, users, users))
         heights = (self._noise + floor)[:, None].expand(-1, leaves, -1).clone()
@@ -256,7 +270,7 @@ class _ConeSearch:
         upper[:, 0], shares[:, 0], weights[:, 0] = self._relaxed(vertices[:, 0], heights[:, 0])
         apart = upper[:, 0].clone()
         attained = self._attained(unit.expand(count, users, users), received).amax(-1)
-        rows = torch.arange(count, device=gram.device)
+        rows = torch.arange(count, device=device)
         for split in range(subdivisions):
             worst = upper.argmax(-1)
             outer, parent = upper[rows, worst], vertices[rows, worst]
@@ -284,7 +298,7 @@ class _ConeSearch:
         """Rate in nats, (n, m), for weights (n, m, K) scaled to the budget, with q (n, m, K)."""
         spent = (weights * (self._noise + received)).sum(-1, keepdim=True)
         scaled = weights * (self._budget / spent)
-        return _uplink(self._gram[:, None].expand(-1, weights.shape[1], -1, -1), scaled)[0]
+        return _uplink(self._reduced[:, None].expand(-1, weights.shape[1], -1, -1), scaled)[0]
 
     def _relaxed(self, vertices: Tensor, heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bound on a cone, its shares τ_i = t_i h_i and its maximiser s, each (n, K).
@@ -296,7 +310,7 @@ class _ConeSearch:
         shares = torch.full_like(heights, self._budget / heights.shape[-1])
         for iteration in range(_CONE_ITERATIONS + 1):
             weights = (shares.unsqueeze(-2) @ scaled).squeeze(-2)
-            rate, slope = _uplink(self._gram, weights)
+            rate, slope = _uplink(self._reduced, weights)
             slope = (scaled @ slope.unsqueeze(-1)).squeeze(-1)
             if iteration < _CONE_ITERATIONS:
                 pull = shares * slope
@@ -325,30 +339,31 @@ class _ConeSearch:
         flat = ordered.flatten(0, 2)
         radar = self._radar[:, None].expand(-1, many, -1, -1, -1).flatten(0, 2)
         limits = self._limits[:, None].expand(-1, many, -1).flatten()
-        single = flat.to(limits.dtype)
-        strength = radar.abs().square().mean((-2, -1)).clamp_min(1e-30)[:, None]
-        pull = (3.0 * single / strength).unsqueeze(-1)
-        start = radar.mH @ (pull * radar)
+        single = flat.float()
+        narrow = radar.to(torch.complex64)
+        strength = narrow.abs().square().mean((-2, -1)).clamp_min(1e-30)[:, None]
+        start = narrow.mH @ ((3.0 * single / strength).unsqueeze(-1) * narrow)
         start.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        best = self._full_streams().to(radar.dtype).expand(len(flat) // cells, -1, -1, -1)
+        best = self._full_streams().to(start.dtype).expand(len(flat) // cells, -1, -1, -1)
         streams, _ = torch.linalg.solve_ex(start, best.flatten(0, 1))
-        objective = LeakageObjective(single, torch.full_like(limits, self._noise))
+        streams = normalise_rows(streams, scenario.radar_power)
+        offset = torch.full_like(single[:, 0], self._noise)
+        objective = LeakageObjective(single, offset, radar_interference(narrow, streams))
         search = WaveformSearch(
             ExactSensing(self._system.sensing),
-            limits,
-            radar,
+            limits.float(),
+            narrow,
             scenario.radar_power,
             objective,
             streams,
-            torch.full_like(limits, _MULTIPLIER),
+            torch.full_like(offset, _MULTIPLIER),
             stations=cells,
             penalty=_PENALTY,
             memory=12,
         )
         search.run(_SEARCH_ITERATIONS, update_every=25)
         found = normalise_rows(search.streams.to(torch.complex128), scenario.radar_power)
-        wide = radar.to(torch.complex128)
-        received = (wide @ found).abs().square().sum(-1)
+        received = (radar @ found).abs().square().sum(-1)
         covariance = found @ found.mH
         with torch.enable_grad():
             leaf = covariance.unflatten(0, (-1, cells)).requires_grad_(True)
@@ -356,17 +371,16 @@ class _ConeSearch:
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         gradient = gradient.flatten(0, 1)
         gradient = 0.5 * (gradient + gradient.mH)
-        limit = limits.double()
         target = (flat * received).sum(-1)
-        # From the multiplier of the logarithm to that of Σ v q, and from L_r/ε - 1 to L_r.
-        price = search.multiplier.double() / (objective.slope(received) * limit)
-        slope = wide.mH @ (flat.unsqueeze(-1) * wide) + price[:, None, None] * gradient
+        # From multipliers in bits and of L_r/ε - 1 to those in W and of L_r.
+        price = search.multiplier.double() / (objective.scale.double() * limits)
+        slope = radar.mH @ (flat.unsqueeze(-1) * radar) + price[:, None, None] * gradient
         share = scenario.radar_power / scenario.num_radar_antennas
         levels = (slope @ covariance).diagonal(dim1=-2, dim2=-1).real / share
         lowest = torch.linalg.eigvalsh(slope - torch.diag_embed(levels).to(slope.dtype))[:, 0]
         least = share * levels.sum(-1) + scenario.radar_power * lowest
         here = (slope.conj() * covariance).real.sum((-2, -1))
-        bound = target + price * (loss.detach().flatten() - limit) + least - here
+        bound = target + price * (loss.detach().flatten() - limits) + least - here
         outside = search.excess > _ATTAINED_EXCESS
         received = torch.where(outside[:, None], 1e30, received)
         shape = ordered.shape[:3]

@@ -184,10 +184,14 @@ class CoordinatedPolicy(SystemPolicy):
                 gains = gains * served.unsqueeze(-1) * served.unsqueeze(-2)
             link = PowerLink(gains.double(), scenario.comm_power)
         else:
-            comm = repeated(comm)
             if contends:
-                comm = comm * served.unsqueeze(-1)
-            link = PrecoderLink(comm.to(torch.complex128), scenario.comm_power)
+                masked = repeated(comm) * served.unsqueeze(-1)
+                link = PrecoderLink(masked.to(torch.complex128), scenario.comm_power)
+            else:
+                # One factorisation for all starts.
+                single = PrecoderLink(comm.flatten(0, 1).to(torch.complex128), scenario.comm_power)
+                which = torch.arange(batch * cells, device=own.device).view(batch, cells)
+                link = single.select(repeated(which))
         starts = torch.arange(count, device=own.device)[None, :, None].expand(batch, -1, cells)
         return Problems(link, repeated(radar), served, starts)
 

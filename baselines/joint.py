@@ -20,6 +20,7 @@ from torch import Tensor
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy, Problems
 from isac_gym.baselines.objectives import LeakageObjective, RateObjective
 from isac_gym.channels import ChannelProcess
+from isac_gym.physics.links import radar_interference
 from isac_gym.physics.waveform import CoarseSensing, Sensing, WaveformSearch
 from isac_gym.validation import choice, integer, not_allowed, real
 
@@ -30,6 +31,7 @@ JointConstraint: TypeAlias = Literal["per_channel", "expected"]
 _SCREENING: Final = ((6.0, 8, 8), (6.0, 12, 3), (3.0, 30, 0))
 """Spacing of the grid in degrees, iterations, and starts kept (0: those to refine), by phase."""
 _MULTIPLIER = 20.0
+_PENALTY = 2000.0
 _NULLING_ITERATIONS = 30
 _PRICE_ITERATIONS = 20
 _PRICE_STEP = 0.1
@@ -143,10 +145,11 @@ class JointOracle(CoordinatedPolicy):
 
             # The mean falls as the price rises; small moves keep every channel near its optimum.
             low = high = min(max(math.log(max(guess, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
+            step = _PRICE_STEP
             while excess(high) > 0.0 and high < _LOG_PRICES[1]:
-                low, high = high, high + _PRICE_STEP
+                low, high, step = high, high + step, 1.5 * step
             while excess(low) < 0.0:
-                low, high = low - _PRICE_STEP, low
+                low, high, step = low - step, low, 1.5 * step
                 if low < _LOG_PRICES[0]:
                     return 0.0
             root: float = high
@@ -210,11 +213,11 @@ class JointOracle(CoordinatedPolicy):
             scenario.sensing_threshold,
             radar,
             scenario.radar_power,
-            LeakageObjective(served, offset),
+            LeakageObjective(served, offset, radar_interference(radar, streams[first])),
             streams[first],
             multiplier[first],
             stations=scenario.num_cells,
-            **({} if price is None else {"penalty": 0.0}),
+            penalty=_PENALTY if price is None else 0.0,
         )
         search.run(_NULLING_ITERATIONS)
         streams[first] = search.streams
@@ -241,7 +244,7 @@ class JointOracle(CoordinatedPolicy):
             streams,
             multiplier,
             stations=scenario.num_cells,
-            **({} if price is None else {"penalty": 0.0}),
+            penalty=_PENALTY if price is None else 0.0,
         )
         return _Candidates(problems, objective, search)
 

@@ -3,8 +3,9 @@ r"""The downlinks that WMMSE iterates on: precoders, or powers along fixed direc
 The sum power budget is absorbed into the noise: with every user's noise scaled by the transmitted
 power, σ_k² Σ_l‖F_l‖²/P, the rate no longer depends on the scale of F and is that of F scaled to the
 full budget (Zhao, Lu, Shi and Luo, “Rethinking WMMSE: Can its complexity scale linearly with the
-number of BS antennas?”, 2023). No search for a power multiplier remains, and with F = GᴴX, which
-loses nothing, an iteration solves one K x K system.
+number of BS antennas?”, 2023). No search for a power multiplier remains. Nothing is lost by keeping
+F in the space that the users' channels span, so that an iteration solves one system of at most K
+equations.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ Start: TypeAlias = Literal["rzf", "mrt", "zf", "random"]
 
 _OFF_SHARE = 0.01
 """Power of a user outside a start's subset, relative to an equal share: zero would stay zero."""
+_TIE_BREAK = 0.1
 _TINY = 1e-300
 
 
@@ -40,6 +42,12 @@ class LinkPoint:
     rate: Tensor
     slope: Tensor
     image: Tensor
+
+
+def _unequal(served: Tensor) -> Tensor:
+    """Factors near 1: users with the same channel would share it for ever, a saddle point."""
+    users = served.shape[-1]
+    return 1.0 - _TIE_BREAK * torch.arange(users, device=served.device) / users
 
 
 class Link(ABC):
@@ -93,7 +101,7 @@ class Link(ABC):
 
 
 class PrecoderLink(Link):
-    """Precoders F = GᴴX; the iterate is X, complex (n, K, K), of any scale.
+    """Precoders F = QZ with Q a basis of the users' channels; the iterate is Z, of any scale.
 
     Args:
         channels: G with row k = g_kᵀ, complex128 (n, K, M_C).
@@ -101,55 +109,64 @@ class PrecoderLink(Link):
     """
 
     def __init__(self, channels: Tensor, power: float) -> None:
-        self.channels = channels
+        # Orthonormal also where channels coincide, so that ‖Z‖ = ‖F‖ holds to the last digit.
+        self._basis = torch.linalg.qr(channels.mH)[0]
+        self._reduced = channels @ self._basis
         self.power = power
         self.users = channels.shape[-2]
-        self._gram = channels @ channels.mH
 
     def select(self, index: Tensor) -> PrecoderLink:
         """See :meth:`Link.select`."""
-        return PrecoderLink(self.channels[index], self.power)
+        chosen = PrecoderLink.__new__(PrecoderLink)
+        chosen._basis, chosen._reduced = self._basis[index], self._reduced[index]
+        chosen.power, chosen.users = self.power, self.users
+        return chosen
 
     def start(self, kind: Start, noise: Tensor, served: Tensor, rng: torch.Generator) -> Tensor:
         """See :meth:`Link.start`."""
-        gram = self._gram
+        reduced = self._reduced
+        adjoint = reduced.mH
+        shares = served.clamp_min(_OFF_SHARE) * _unequal(served)
+        if kind == "random":
+            drawn = torch.randn(adjoint.shape, dtype=adjoint.dtype, generator=rng)
+            drawn = drawn.to(adjoint.device) * shares.sqrt().unsqueeze(-2)
+            return drawn
         if kind == "mrt":
-            columns = torch.eye(self.users, dtype=gram.dtype, device=gram.device).expand_as(gram)
-        elif kind == "random":
-            drawn = torch.randn(gram.shape, dtype=gram.dtype, generator=rng)
-            columns = drawn.to(gram.device)
+            columns = adjoint
         else:
+            gram = reduced @ adjoint
             loading = noise * self.users / self.power
             if kind == "zf":  # its limit; the regularisation only keeps the system solvable
                 loading = 1e-10 * gram.diagonal(dim1=-2, dim2=-1).real + 1e-100
             # A user that is not served does not constrain the directions of the others.
             weak = loading / served.clamp_min(1e-6)
-            columns = torch.linalg.inv(gram + torch.diag_embed(weak).to(gram.dtype))
-        norm = (columns.conj() * (gram @ columns)).real.sum(-2).clamp_min(0.0)
-        wanted = self.power / self.users * served.clamp_min(_OFF_SHARE)
+            columns = adjoint @ torch.linalg.inv(gram + torch.diag_embed(weak).to(gram.dtype))
+        norm = torch.linalg.vector_norm(columns, dim=-2)
         silent = norm <= _TINY
-        amplitude = torch.where(silent, 0.0, wanted / torch.where(silent, 1.0, norm)).sqrt()
-        return columns * amplitude.unsqueeze(-2)
+        amplitude = torch.where(silent, 0.0, shares.sqrt() / torch.where(silent, 1.0, norm))
+        scaled: Tensor = columns * amplitude.unsqueeze(-2)
+        return scaled
 
     def iterate(self, iterate: Tensor, noise: Tensor) -> LinkPoint:
         """See :meth:`Link.iterate`."""
-        received = self._gram @ iterate
+        reduced = self._reduced
+        received = reduced @ iterate
         squares = received.real.square() + received.imag.square()
-        sent = (iterate.real * received.real + iterate.imag * received.imag).sum((-2, -1))
+        sent = torch.view_as_real(iterate).square().sum((-3, -2, -1))
         rate, slope, target, demand, multiplier = self._balance(
             received.diagonal(dim1=-2, dim2=-1), squares, sent, noise, self.power
         )
-        system = demand.unsqueeze(-1) * self._gram
+        adjoint = reduced.mH
+        system = adjoint @ (demand.unsqueeze(-1) * reduced)
         system.diagonal(dim1=-2, dim2=-1).add_(multiplier.unsqueeze(-1))
-        image, _ = torch.linalg.solve_ex(system, torch.diag_embed(target))
+        image, _ = torch.linalg.solve_ex(system, adjoint * target.unsqueeze(-2))
         return LinkPoint(rate, slope, image)
 
     def precoders(self, iterate: Tensor) -> Tensor:
         """F at full power, complex (n, M_C, K), in √W; zero where no user can be reached."""
-        matrix = self.channels.mH @ iterate
+        matrix = self._basis @ iterate
         norm = torch.linalg.matrix_norm(matrix)[:, None, None]
-        unit = matrix / torch.where(norm > 0, norm, 1.0)
-        scaled: Tensor = self.power**0.5 * unit
+        scaled: Tensor = self.power**0.5 * matrix / torch.where(norm > 0, norm, 1.0)
         return scaled
 
 
@@ -171,8 +188,8 @@ class PowerLink(Link):
         return PowerLink(self.gains[index], self.power)
 
     def start(self, kind: Start, noise: Tensor, served: Tensor, rng: torch.Generator) -> Tensor:
-        """See :meth:`Link.start`; every kind but ``"random"`` is equal power."""
-        shares = served.clamp_min(_OFF_SHARE)
+        """See :meth:`Link.start`; every kind but ``"random"`` is nearly equal power."""
+        shares = served.clamp_min(_OFF_SHARE) * _unequal(served)
         if kind == "random":
             drawn = torch.rand(shares.shape, dtype=shares.dtype, generator=rng)
             shares = shares * drawn.to(shares.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy
 from isac_gym.baselines.objectives import LeakageObjective
+from isac_gym.physics.links import radar_interference
 from isac_gym.physics.waveform import WaveformSearch
 from isac_gym.validation import integer
 
@@ -44,13 +45,15 @@ class NullSteering(CoordinatedPolicy):
         scenario = self.scenario
         problems = self._problems(channels)
         offset = torch.full_like(problems.served[:, 0], scenario.noise_power)
+        streams = self._avoiding(problems)
+        received = radar_interference(problems.radar, streams)
         search = WaveformSearch(
             self._exact,
             scenario.sensing_threshold,
             problems.radar,
             scenario.radar_power,
-            LeakageObjective(problems.served, offset),
-            self._avoiding(problems),
+            LeakageObjective(problems.served, offset, received),
+            streams,
             torch.full_like(offset, _MULTIPLIER),
             stations=scenario.num_cells,
         )

@@ -44,28 +44,40 @@ class RateObjective:
         shape = (-1,) + (1,) * (state.ndim - 1)
         self.iterate = torch.where(mask.view(shape), state, self.iterate)
 
+    def renew(self) -> Tensor | None:
+        """Nothing is held between updates of the multipliers."""
+        return None
+
 
 class LeakageObjective:
-    """log2(c + Σ_k v_k q_k): the weighted radar power that users receive.
+    """Σ_k v_k q_k, the weighted radar power that users receive, in bits.
 
-    The logarithm makes it as steep as a rate, so that the same penalty suits both.
+    A bit is what it is worth to a rate log2(1/(c + Σ v q)): the slope of that logarithm, held until
+    :meth:`renew`. So the same penalty suits every weight, and the problem stays convex.
 
     Args:
         weights: v >= 0, (n, K).
         offset: c > 0, (n,), in W.
+        received: q to begin with, (n, K), in W.
     """
 
-    def __init__(self, weights: Tensor, offset: Tensor) -> None:
+    def __init__(self, weights: Tensor, offset: Tensor, received: Tensor) -> None:
         self._weights, self._offset = weights, offset
-
-    def slope(self, received: Tensor) -> Tensor:
-        """∂φ/∂(Σ v q), (n,), at q (n, K)."""
-        return 1.0 / (math.log(2.0) * (self._offset + (self._weights * received).sum(-1)))
+        self._total = (weights * received).sum(-1)
+        self.scale = torch.zeros_like(offset)
+        self.renew()
 
     def evaluate(self, received: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`~isac_gym.physics.waveform.Objective.evaluate`."""
-        total = self._offset + (self._weights * received).sum(-1)
-        return total.log2(), self.slope(received)[:, None] * self._weights, total
+        total = (self._weights * received).sum(-1)
+        return self.scale * total, self.scale[:, None] * self._weights, total
 
     def accept(self, mask: Tensor, state: Tensor) -> None:
-        """Nothing to keep."""
+        """See :meth:`~isac_gym.physics.waveform.Objective.accept`."""
+        self._total = torch.where(mask, state, self._total)
+
+    def renew(self) -> Tensor:
+        """See :meth:`~isac_gym.physics.waveform.Objective.renew`."""
+        before = self.scale
+        self.scale = 1.0 / (math.log(2.0) * (self._offset + self._total))
+        return torch.where(before > 0, self.scale / torch.where(before > 0, before, 1.0), 1.0)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from isac_gym.scenario import Scenario
+
 __all__ = [
     "EXPECTED_ERRORS",
     "Channels",
@@ -23,6 +25,7 @@ __all__ = [
     "find_modules_here",
     "make_env",
     "named_agent",
+    "parse_scenario",
     "print_files",
     "require_trained",
 ]
@@ -55,22 +58,17 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(2)
 
 
-def make_env(scenario: str, settings: list[str] | None) -> Any:
-    """The environment of a preset with ``NAME=VALUE`` settings; fails where they are invalid."""
-    import gymnasium as gym
-
-    import isac_gym  # noqa: F401  (registers the ids)
-    from isac_gym.scenario import Scenario
-
+def parse_scenario(name: str, settings: list[str] | None) -> Scenario:
+    """The scenario of a preset with ``NAME=VALUE`` settings; fails where they are invalid."""
     changes: dict[str, Any] = {}
     for setting in settings or []:
-        name, separator, value = setting.partition("=")
+        key, separator, value = setting.partition("=")
         if not separator:
             fail(f"--set must be NAME=VALUE, got {setting!r}")
         try:
-            changes[name.strip()] = json.loads(value)
+            changes[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
-            changes[name.strip()] = value
+            changes[key.strip()] = value
     unknown = sorted(set(changes) - set(Scenario.field_names()))
     if unknown:
         fail(
@@ -78,7 +76,20 @@ def make_env(scenario: str, settings: list[str] | None) -> Any:
             f"got {', '.join(unknown)}"
         )
     try:
-        return gym.make("ISAC-MISO-v0", scenario=scenario, disable_env_checker=True, **changes)
+        return Scenario.preset(name).replace(**changes)
+    except (TypeError, ValueError) as error:
+        fail(error)
+
+
+def make_env(scenario: str, settings: list[str] | None) -> Any:
+    """The environment of a preset with ``NAME=VALUE`` settings; fails where they are invalid."""
+    import gymnasium as gym
+
+    import isac_gym  # noqa: F401  (registers the ids)
+
+    parsed = parse_scenario(scenario, settings)
+    try:
+        return gym.make("ISAC-MISO-v0", scenario=parsed, disable_env_checker=True)
     except (TypeError, ValueError) as error:
         fail(error)
 

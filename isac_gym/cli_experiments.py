@@ -20,6 +20,7 @@ from isac_gym.cli_common import (
     find_modules_here,
     make_env,
     named_agent,
+    parse_scenario,
     print_files,
     require_trained,
 )
@@ -62,9 +63,8 @@ def tradeoff(
     from isac_gym.experiments.tradeoff import FACTORS, TradeOffPoint, run_tradeoff, tradeoff_figure
     from isac_gym.files import write_atomically
     from isac_gym.plotting import save_figure
-    from isac_gym.system import system_of
 
-    env = make_env(scenario, settings)
+    chosen = parse_scenario(scenario, settings)
     designs = 3 + (bound_channels != 0)
     total = designs * len(threshold or FACTORS) + 2
     try:
@@ -76,8 +76,7 @@ def tradeoff(
                 progress.update(task, advance=1, description=point.design)
 
             result = run_tradeoff(
-                system_of(env).scenario,
-                model=env.unwrapped.channel_model,
+                chosen,
                 thresholds=threshold,
                 channels=channels,
                 bound_channels=bound_channels,

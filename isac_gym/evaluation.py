@@ -139,7 +139,7 @@ def evaluate(
     feasible = np.empty((episodes, length), np.bool_)
     pattern = np.zeros((system.scenario.num_cells, len(system.sensing.grid_deg)))
     excess: Any = 0.0
-    calls: list[float] = []
+    calls: list[tuple[float, int]] = []
     for first in range(0, episodes, _CHUNK):
         part = slice(first, min(first + _CHUNK, episodes))
         state: Any = None
@@ -149,7 +149,7 @@ def evaluate(
             started = np.full(len(observation), block == 0)
             begin = time.perf_counter()
             action, state = _predict(agent, name, observation, state, started, deterministic)
-            calls.append((time.perf_counter() - begin) / len(observation))
+            calls.append((time.perf_counter() - begin, len(observation)))
             outcome = _judge(system, blocks.channels[part, block], estimates, action, name)
             sums[part, block] = outcome.sum_rate.cpu().numpy()
             losses[part, block] = outcome.sensing.total.cpu().numpy()
@@ -242,16 +242,16 @@ def _batched_latency(
     system: ISACSystem,
     blocks: EvaluationSet,
     deterministic: bool,
-    calls: list[float],
+    calls: list[tuple[float, int]],
 ) -> float:
     """As :func:`_latency` for a batch; a slow agent's calls in the evaluation are not repeated.
 
-    Of those the first is left out.
+    Of those, the first is left out if there are others.
     """
-    estimates = blocks.estimates[:_CHUNK, 0]
-    if len(calls) > 1 and min(calls[1:]) * len(estimates) > 1.0:
-        return float(np.median(calls[1:]))
-    return _latency(agent, system, estimates, deterministic)
+    repeated = calls[1:] or calls
+    if np.median([seconds for seconds, _ in repeated]) > 1.0:
+        return float(np.median([seconds / count for seconds, count in repeated]))
+    return _latency(agent, system, blocks.estimates[:_CHUNK, 0], deterministic)
 
 
 def compare(

@@ -11,6 +11,9 @@ import dataclasses
 import io
 import json
 import math
+import re
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,12 @@ import numpy.typing as npt
 import torch
 
 from isac_gym import __version__
-from isac_gym.channels import ChannelProcess, Complex
-from isac_gym.codec import checked_action
+from isac_gym.channels import ChannelModel, ChannelProcess, Complex
+from isac_gym.codec import Codec, checked_action
 from isac_gym.files import write_atomically
 from isac_gym.policy import Policy
-from isac_gym.system import system_of
+from isac_gym.scenario import Scenario
+from isac_gym.system import ISACSystem, system_of
 from isac_gym.validation import integer
 
 __all__ = ["Labels", "generate_labels", "load_labels"]
@@ -61,9 +65,6 @@ class Labels:
         return len(self.channels)
 
 
-_ARRAYS = tuple(field.name for field in dataclasses.fields(Labels) if field.name != "manifest")
-
-
 def generate_labels(
     agent: Policy,
     env: Any,
@@ -78,7 +79,7 @@ def generate_labels(
     """Generate a data set, or what is missing of it.
 
     Args:
-        agent: Whose solutions are the labels.
+        agent: Whose solutions are the labels; they should depend on nothing but the observation.
         env: Environment whose scenario and channel model are used.
         folder: Where to.
         count: Blocks n; a data set can be made larger later.
@@ -88,19 +89,22 @@ def generate_labels(
         callback: Called with the number of blocks that there are, after each shard.
 
     Raises:
-        ValueError: If an option is not allowed, the folder holds another data set, or the agent
-            returns invalid actions.
+        TypeError: If the agent has no ``predict``, or its actions hold no real numbers.
+        ValueError: If an option is not allowed, the folder holds another data set or a damaged
+            file, or the agent returns invalid actions.
     """
-    integer("count", count, 1)
-    integer("seed", seed, 0)
-    integer("shard_size", shard_size, 1)
+    if not isinstance(agent, Policy):
+        raise TypeError(f"agent {name!r} must have predict(observation, …), got {agent!r}")
+    count = integer("count", count, 1)
+    seed = integer("seed", seed, 0)
+    shard_size = integer("shard_size", shard_size, 1)
     folder = Path(folder)
     system = system_of(env)
     model = env.unwrapped.channel_model
     manifest = {
         "format": _FORMAT,
         "scenario": system.scenario.to_dict(),
-        "channel_model": repr(model),
+        "channel_model": _description(model),
         "agent": name,
         "seed": seed,
         "shard_size": shard_size,
@@ -119,15 +123,17 @@ def generate_labels(
             raise ValueError(
                 f"count must be at least {held['count']}, the labels that {folder} holds"
             )
+    elif any(folder.glob(_shard_name("*"))):
+        raise ValueError(f"{folder} holds labels without a {_MANIFEST}; choose another folder")
     write_atomically(path, _as_json({**manifest, "count": count}))
     for index in range(math.ceil(count / shard_size)):
         size = min(shard_size, count - index * shard_size)
         shard = folder / _shard_name(index)
-        if not (shard.exists() and len(_read_shard(shard)["channels"]) == size):
+        if not (shard.exists() and len(_read_shard(shard, system.codec)["channels"]) == size):
             # Always a whole shard, so that its beginning does not depend on the count.
             process = ChannelProcess(model, system.scenario, shard_size)
             process.start(np.random.default_rng((seed, index)))
-            arrays = _solved(agent, system, process.channels[:size], process.estimates[:size])
+            arrays = _solved(agent, name, system, process.channels[:size], process.estimates[:size])
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)
             write_atomically(shard, buffer.getvalue())
@@ -135,13 +141,18 @@ def generate_labels(
             callback(index * shard_size + size)
 
 
-def _solved(agent: Policy, system: Any, channels: Complex, estimates: Complex) -> dict[str, Any]:
+def _solved(
+    agent: Policy, name: str, system: ISACSystem, channels: Complex, estimates: Complex
+) -> dict[str, Any]:
     action, _ = agent.predict(
         system.codec.observation(estimates),
         episode_start=np.ones(len(channels), np.bool_),
         deterministic=True,
     )
-    actions = checked_action(action, (len(channels), system.codec.action_size))
+    try:
+        actions = checked_action(action, (len(channels), system.codec.action_size))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"agent {name!r}: {error}") from error
     device = system.device
     with torch.inference_mode():
         outcome = system.step(
@@ -180,21 +191,30 @@ def load_labels(folder: str | Path) -> Labels:
     folder = Path(folder)
     manifest = _read_manifest(folder / _MANIFEST)
     count, size = manifest["count"], manifest["shard_size"]
+    try:
+        codec = Codec(Scenario.from_dict(manifest["scenario"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / _MANIFEST}: damaged ({error})") from error
     parts = []
     for index in range(math.ceil(count / size)):
         shard = folder / _shard_name(index)
         if not shard.exists():
             raise ValueError(f"{folder}: incomplete, {shard.name} is missing; generate it again")
-        part = _read_shard(shard)
+        part = _read_shard(shard, codec)
         if len(part["channels"]) != min(size, count - index * size):
             raise ValueError(f"{shard}: incomplete; generate the labels again")
         parts.append(part)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in _ARRAYS}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Labels(**joined, manifest=manifest)
 
 
-def _shard_name(index: int) -> str:
-    return f"labels-{index:05d}.npz"
+def _shard_name(index: int | str) -> str:
+    return f"labels-{index:0>5}.npz" if isinstance(index, int) else f"labels-{index}.npz"
+
+
+def _description(model: ChannelModel) -> str:
+    """The channel model's repr, without the address that a default one holds."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
 
 
 def _as_json(content: dict[str, Any]) -> bytes:
@@ -215,14 +235,44 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_shard(path: Path) -> dict[str, npt.NDArray[Any]]:
-    import zipfile
-
+def _read_shard(path: Path, codec: Codec) -> dict[str, npt.NDArray[Any]]:
+    scenario = codec.scenario
+    cells, links = scenario.num_cells, codec.links.shape
+    expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "channels": (links, np.complex64),
+        "estimates": (links, np.complex64),
+        "actions": ((codec.action_size,), np.float32),
+        "precoders": ((cells, scenario.num_comm_antennas, scenario.num_users), np.complex64),
+        "streams": (
+            (cells, scenario.num_radar_antennas, scenario.num_radar_streams),
+            np.complex64,
+        ),
+        "sum_rates": ((), np.float32),
+        "sensing_losses": ((cells,), np.float32),
+    }
     try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in _ARRAYS}
-        if len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError("arrays of different lengths")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: np.asarray(content[name]) for name in expected}
+        count = len(arrays["channels"])
+        for name, (shape, kind) in expected.items():
+            found = arrays[name]
+            if found.shape != (count, *shape) or found.dtype != kind:
+                raise ValueError(
+                    f"{name} must be {kind.__name__} of shape {(count, *shape)}, got "
+                    f"{found.dtype} {found.shape}"
+                )
+    except FileNotFoundError:
+        raise
+    # What a damaged zip file can raise: NotImplementedError for an unknown compression among it.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{path}: damaged ({error}); remove it and generate it again") from error
     return arrays

@@ -194,7 +194,7 @@ REGISTRY: Final[dict[str, AgentEntry]] = {
     "communication-only": AgentEntry(
         "isac_gym.baselines:JointOracle",
         "highest rate that the radar's power allows, whatever the sensing loss",
-        options={"constraint": "expected", "price": 0.0, "num_starts": 1},
+        options={"constraint": "expected", "price": 0.0},
         controls=_FIXED_DIRECTIONS,
     ),
     "joint": AgentEntry(

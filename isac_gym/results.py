@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from isac_gym.files import write_atomically
 
-__all__ = ["FEASIBILITY_TOLERANCE", "AgentResult", "Comparison", "mean_interval"]
+__all__ = ["FEASIBILITY_TOLERANCE", "AgentResult", "Comparison", "finite_or_none", "mean_interval"]
 
 FEASIBILITY_TOLERANCE = 1e-4
 """Relative excess of a constraint up to which a block counts as feasible."""
@@ -163,14 +163,15 @@ class Comparison:
             "settings": self.settings,
             "references": list(self.references),
             "results": [
-                {key: _finite(value) for key, value in result.row().items()}
+                {key: finite_or_none(value) for key, value in result.row().items()}
                 for result in self.results
             ],
         }
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """The value, or None if it is a float that is NaN or infinite, for which JSON has no token."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -176,7 +176,7 @@ def test_by_default_all_agents_of_the_control_mode_compete(
     for name, preset in PRIMAL_DUAL_PRESETS.items():
         short = dataclasses.replace(preset, iterations=2, batch_size=4)
         monkeypatch.setitem(PRIMAL_DUAL_PRESETS, name, short)  # type: ignore[arg-type]
-    cheap = settings_of(control="power", radar="fixed", num_users=1, num_radar_antennas=2)
+    cheap = settings_of(control="power", num_users=1, num_radar_antennas=2)
     cheap += ["-s", "sensing_threshold=1.0"]
     output = succeeded(run("compare", "--channels", "5", *cheap))
     expected = [name for name, entry in REGISTRY.items() if "power" in entry.controls]

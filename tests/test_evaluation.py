@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import direct_model
@@ -18,10 +20,11 @@ from direct_model import SMALL
 from scipy import special, stats
 
 import isac_gym
-from isac_gym import GaussMarkovChannel, RayleighChannel, Scenario
+from isac_gym import GaussMarkovChannel, RayleighChannel, Scenario, evaluation
 from isac_gym.agents import PrimalDual
 from isac_gym.baselines import MRT, RZF, ZF, EqualPower, RandomPower
 from isac_gym.evaluation import Comparison, compare, evaluate, evaluation_set
+from isac_gym.results import mean_interval
 
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
@@ -250,6 +253,116 @@ def test_more_blocks_than_one_chunk() -> None:
     agent = Hashing(env.action_space.shape[0])
     result = evaluate(agent, env, blocks)
     assert result.beampattern.mean() == pytest.approx(SMALL["radar_power"] / 4, rel=0.2)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 400])
+def test_the_interval_is_that_of_the_t_test(count: int) -> None:
+    values = np.random.default_rng(count).exponential(3.0, count)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+def test_the_interval_of_equal_values_and_of_a_single_one() -> None:
+    assert mean_interval(np.array([3.0])) == (-math.inf, math.inf)
+    assert mean_interval(np.full(7, 2.5)) == (2.5, 2.5)
+    assert mean_interval(np.full(7, 0.1)) == pytest.approx((0.1, 0.1), abs=1e-12)
+
+
+# How long an agent takes
+
+
+class Clock:
+    """A clock that only agents move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Timed:
+    """Takes the seconds that ``duration`` names for a call, given its number and its batch."""
+
+    def __init__(self, clock: Clock, duration: Callable[[int, int], float]) -> None:
+        self.clock, self.duration = clock, duration
+        self.batches: list[int] = []
+        self.singles = 0
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if np.ndim(observation) == 1:
+            self.singles += 1
+            self.clock.now += self.duration(-1, 1)
+            return np.zeros(3, np.float32), None
+        self.clock.now += self.duration(len(self.batches), len(observation))
+        self.batches.append(len(observation))
+        return np.zeros((len(observation), 3), np.float32), None
+
+
+def timed(
+    monkeypatch: pytest.MonkeyPatch,
+    duration: Callable[[int, int], float],
+    channels: int,
+    **changes: Any,
+) -> tuple[Timed, Any]:
+    clock = Clock()
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    env = make(control="power", radar="fixed", **changes)
+    agent = Timed(clock, duration)
+    scenario, model = env.unwrapped.scenario, env.unwrapped.channel_model
+    return agent, evaluate(agent, env, evaluation_set(scenario, model, channels, 0))
+
+
+EPISODES: dict[str, Any] = {"doppler": 0.05, "episode_length": 4}
+
+
+def test_a_slow_agent_is_not_called_again_to_measure_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [50.0, 3.0, 5.0, 4.0]
+    agent, result = timed(
+        monkeypatch, lambda call, size: 2.0 if call < 0 else seconds[call], 40, **EPISODES
+    )
+    assert agent.batches == [10] * 4
+    assert agent.singles == 1  # one call is more than a second
+    # The first call, which also pays for what is set up at first use, is left out.
+    assert result.seconds_batched == pytest.approx(4.0 / 10)
+    assert result.seconds_single == pytest.approx(2.0)
+
+
+def test_a_quick_agent_is_called_for_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, result = timed(monkeypatch, lambda call, size: 0.26, 40, **EPISODES)
+    assert agent.batches == [10] * (4 + 4)
+    assert agent.singles == 4
+    assert result.seconds_batched == pytest.approx(0.026)
+    assert result.seconds_single == pytest.approx(0.26)
+
+
+def test_a_very_quick_agent_is_called_thirty_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, result = timed(monkeypatch, lambda call, size: 1e-4 * size, 40, **EPISODES)
+    assert len(agent.batches) == 4 + 30
+    assert agent.singles == 30
+    assert result.seconds_batched == pytest.approx(1e-4)
+
+
+def test_one_slow_call_among_quick_ones_does_not_make_an_agent_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, result = timed(monkeypatch, lambda call, size: 9.0 if call == 2 else 0.3, 40, **EPISODES)
+    assert len(agent.batches) > 4
+    assert result.seconds_batched == pytest.approx(0.03)
+
+
+def test_a_slow_agent_with_more_blocks_than_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, result = timed(monkeypatch, lambda call, size: 0.01 * size, 2000)
+    assert agent.batches == [1024, 976]
+    assert result.seconds_batched == pytest.approx(0.01)
+
+
+def test_a_small_last_chunk_does_not_make_a_quick_agent_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call takes as long for 6 observations as for 1024: it is the batch of 1024 that counts."""
+    _, result = timed(monkeypatch, lambda call, size: 0.02, 1030)
+    assert result.seconds_batched == pytest.approx(0.02 / 1024)
 
 
 # The table

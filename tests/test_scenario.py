@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
+from scipy import optimize
 
 from isac_gym.scenario import PRESETS, Scenario, resolve_scenario
 
@@ -367,6 +369,86 @@ def test_attainable_floor_depends_on_the_waveform_only() -> None:
     below.check_attainable()
     with pytest.raises(ValueError, match="found with radar_streams=1"):
         below.replace(radar_streams=1).check_attainable()
+
+
+# --- The floor of the sensing loss -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.05, 0.3, 2.0])
+def test_floor_of_a_single_antenna_in_closed_form(power: float) -> None:
+    """R = P_R alone: the pattern is P_R everywhere, and so is every cross-correlation."""
+    scenario = Scenario(num_radar_antennas=1, target_angles_deg=(-30.0, 40.0), radar_power=power)
+    share = 22 / 181  # two beams of 11 directions
+    error = share * (1 - power) ** 2 + (1 - share) * power**2
+    assert scenario.sensing_floor() == pytest.approx((error + power,), rel=1e-9)
+    squared = scenario.replace(cross_correlation="grid_sq").sensing_floor()
+    assert squared == pytest.approx((error + power**2,), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("form", "targets"),
+    [
+        *((form, (-50.0, 10.0)) for form in reference.FORMS),
+        *((form, (0.0,)) for form in ("grid_abs", "grid_sq")),
+    ],
+)
+def test_floor_of_two_antennas_by_search(form: reference.Form, targets: tuple[float, ...]) -> None:
+    """R = P_R/2·[[1, z], [z*, 1]] with abs(z) <= 1: a convex problem in two numbers."""
+    scenario = Scenario(
+        num_radar_antennas=2, target_angles_deg=targets, radar_power=0.5, cross_correlation=form
+    )
+
+    def loss(numbers: Any) -> float:
+        z = complex(*numbers) / max(1.0, abs(complex(*numbers)))
+        R = 0.25 * np.array([[1.0, z], [np.conj(z), 1.0]])
+        return sum(reference.sensing_loss(R, 0.5, targets, form=form))
+
+    starts = [(0.0, 0.0), (0.7, 0.0), (-0.7, 0.0), (0.0, 0.7), (0.0, -0.7)]
+    best = min(starts, key=loss)
+    found = optimize.minimize(loss, best, method="Nelder-Mead", options={"xatol": 1e-5})
+    assert found.success
+    assert scenario.sensing_floor() == pytest.approx((found.fun,), rel=1e-6)
+
+
+def test_floor_is_where_thresholds_become_attainable() -> None:
+    scenario = Scenario(num_radar_antennas=5, target_angles_deg=(-20.0, 35.0), radar_power=1.0)
+    (floor,) = scenario.sensing_floor()
+    scenario.replace(sensing_threshold=floor * (1 + 1e-9)).check_attainable()
+    with pytest.raises(ValueError, match=r"^sensing_threshold must be at least"):
+        scenario.replace(sensing_threshold=floor * (1 - 1e-4)).check_attainable()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        V = reference.feasible_streams(rng, 5, 1.0)
+        assert sum(reference.sensing_loss(V @ V.conj().T, 0.5, (-20.0, 35.0))) > floor
+
+
+def test_floor_depends_on_the_waveform_only() -> None:
+    base = Scenario(num_radar_antennas=3, target_angles_deg=(10.0,), radar_power=0.6)
+    (floor,) = base.sensing_floor()
+    for changes in (
+        {"num_users": 2, "num_comm_antennas": 3, "snr_db": -5.0, "comm_power": 3.0},
+        {"sensing_threshold": floor / 2},  # one that is itself not attainable
+        {"control": "power", "radar": "fixed", "doppler": 0.1, "csi_error_variance": 0.2},
+    ):
+        assert base.replace(**changes).sensing_floor() == (floor,)
+    for changes in ({"radar_power": 0.9}, {"beam_width_deg": 30.0}, {"antenna_spacing": 0.4}):
+        assert base.replace(**changes).sensing_floor() != pytest.approx((floor,), rel=1e-3)
+    assert base.replace(radar_streams=1).sensing_floor()[0] >= floor * (1 - 1e-9)
+
+
+def test_every_station_has_its_floor() -> None:
+    targets = ((-40.0,), (10.0, 50.0), (-40.0,))
+    cells = Scenario(num_cells=3, num_radar_antennas=3, radar_power=0.6, target_angles_deg=targets)
+    floors = cells.sensing_floor()
+    alone = [
+        cells.replace(num_cells=1, target_angles_deg=held).sensing_floor()[0] for held in targets
+    ]
+    assert floors == tuple(alone)
+    assert floors[0] == floors[2] != floors[1]
+    # One threshold holds for all stations.
+    cells.replace(sensing_threshold=max(floors) * (1 + 1e-9)).check_attainable()
+    with pytest.raises(ValueError, match=r"^sensing_threshold must be at least"):
+        cells.replace(sensing_threshold=sum(floors) / 3).check_attainable()
 
 
 def test_importing_the_scenario_is_light() -> None:

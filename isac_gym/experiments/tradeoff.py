@@ -27,7 +27,7 @@ from isac_gym.baselines.wmmse import scalar_wmmse
 from isac_gym.channels import ChannelModel
 from isac_gym.codec import own_channels
 from isac_gym.evaluation import EvaluationSet, evaluate, evaluation_set
-from isac_gym.results import mean_interval
+from isac_gym.results import finite_or_none, mean_interval
 from isac_gym.scenario import Scenario
 from isac_gym.system import system_of
 from isac_gym.validation import integer
@@ -106,7 +106,7 @@ class TradeOff:
     def to_json(self) -> str:
         """Settings and points; what is not a number is null."""
         points = [
-            {key: None if value != value else value for key, value in row.items()}
+            {key: finite_or_none(value) for key, value in row.items()}
             for row in map(dataclasses.asdict, self.points)
         ]
         content = {
@@ -115,7 +115,7 @@ class TradeOff:
             "floors": list(self.floors),
             "points": points,
         }
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def __rich__(self) -> Any:
         """The table, for rich."""
@@ -179,10 +179,15 @@ def run_tradeoff(
     Raises:
         ValueError: If an option is not allowed, or a threshold cannot be attained.
     """
-    bounded = channels if bound_channels is None else integer("bound_channels", bound_channels, 0)
+    if bound_channels is not None:
+        integer("bound_channels", bound_channels, 0)
     floors = scenario.sensing_floor()
     # Above the floor by more than the rounding of single precision.
-    limits = list(thresholds or (max(floors) * max(factor, 1.0005) for factor in FACTORS))
+    limits = [max(floors) * max(factor, 1.0005) for factor in FACTORS]
+    if thresholds is not None:
+        limits = [float(limit) for limit in thresholds]
+    if not limits:
+        raise ValueError("thresholds must hold at least one value, got none")
     points: list[TradeOffPoint] = []
 
     def add(point: TradeOffPoint) -> None:
@@ -199,14 +204,19 @@ def run_tradeoff(
     envs = {limit: made(limit) for limit in limits}
     env = envs[limits[0]]
     blocks = evaluation_set(scenario, env.unwrapped.channel_model, channels, seed)
-    alone = scenario.num_cells == 1
+    true, seen = (
+        torch.from_numpy(part.reshape(-1, *part.shape[2:]))
+        for part in (blocks.channels, blocks.estimates)
+    )
+    bounded = true if bound_channels is None else true[:bound_channels]
+    if scenario.num_cells > 1 or scenario.scheduling == "contention":
+        bounded = true[:0]  # it is for a cell alone in which all users may be served
 
     for limit, env in envs.items():
-        estimates = torch.from_numpy(blocks.estimates[:, 0])
-        if bounded and alone and scenario.scheduling == "all":
-            add(_bound_point(env, limit, estimates[:bounded], subdivisions))
         expected = JointOracle(env, constraint="expected")
-        expected = JointOracle(env, constraint="expected", price=expected.find_price(estimates))
+        expected = JointOracle(env, constraint="expected", price=expected.find_price(seen))
+        if len(bounded):
+            add(_bound_point(env, limit, bounded, subdivisions))
         for name, agent in (
             ("joint, ε on every channel", JointOracle(env)),
             ("joint, ε on the mean", expected),
@@ -214,11 +224,11 @@ def run_tradeoff(
         ):
             add(_point(name, agent, env, blocks, limit))
     add(_point("decoupled", WMMSE(env), env, blocks, float("nan")))
-    corner = JointOracle(env, constraint="expected", price=0.0, num_starts=1)
+    corner = JointOracle(env, constraint="expected", price=0.0)
     add(_point("communication only", corner, env, blocks, float("nan")))
     return TradeOff(
         points=tuple(points),
-        without_radar=_without_radar(env, blocks),
+        without_radar=_without_radar(env, true),
         floors=floors,
         settings={
             "scenario": scenario.to_dict(),
@@ -226,7 +236,7 @@ def run_tradeoff(
             "channels": blocks.count,
             "seed": seed,
             "evaluation_set": blocks.digest,
-            "bound_channels": min(bounded, blocks.count),
+            "bound_channels": len(bounded),
             "subdivisions": subdivisions,
             "torch_threads": torch.get_num_threads(),
             "version": __version__,
@@ -273,17 +283,19 @@ def _bound_point(
     )
 
 
-def _without_radar(env: Any, blocks: EvaluationSet) -> float:
+def _without_radar(env: Any, channels: torch.Tensor) -> float:
+    """Mean sum rate of WMMSE for noise alone, each cell by itself, with the true channels."""
     system = system_of(env)
     scenario = system.scenario
-    channels = torch.from_numpy(blocks.channels[:, 0])
     comm = own_channels(channels)[..., scenario.num_radar_antennas :]
+    noise, power = scenario.noise_power, scenario.comm_power
+    if scenario.scheduling == "contention":
+        strongest = comm.abs().square().sum(-1).amax(-1)
+        return float(torch.log2(1.0 + power * strongest / noise).sum(-1).mean())
     if scenario.control == "power":
         gains = (comm @ system.codec.directions(channels)).abs().square()
-        found = scalar_wmmse(gains, scenario.noise_power, scenario.comm_power)
-    else:
-        found = wmmse(comm, scenario.noise_power, scenario.comm_power)
-    return float(found.rate.sum(-1).mean())
+        return float(scalar_wmmse(gains, noise, power, num_starts=8).rate.sum(-1).mean())
+    return float(wmmse(comm, noise, power, num_starts=8).rate.sum(-1).mean())
 
 
 def tradeoff_figure(result: TradeOff) -> Figure:

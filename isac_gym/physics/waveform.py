@@ -117,6 +117,13 @@ class Objective(Protocol):
     def accept(self, mask: Tensor, state: Tensor) -> None:
         """Keep the state of the problems of a mask (n,)."""
 
+    def renew(self) -> Tensor | None:
+        """Renew what was held while the multipliers were; called whenever they are raised.
+
+        Returns:
+            The factors (n,) by which φ grew through that, or None if it did not.
+        """
+
 
 class WaveformSearch:
     """n problems, of which every J in a row belong to the J stations of one channel.
@@ -201,6 +208,9 @@ class WaveformSearch:
             self._search.run(part)
             done += part
             raised = self.multiplier + self._penalty * self.excess
+            grown = None if self.objective is None else self.objective.renew()
+            if grown is not None:
+                raised = raised * grown
             self.multiplier = raised.clamp(0.0, _LARGEST_MULTIPLIER)
             self._search.restart()
 
