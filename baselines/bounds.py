@@ -218,9 +218,7 @@ def joint_upper_bound(
     size = max(1, _PROBLEMS // scenario.num_cells)
     with torch.inference_mode(False), torch.no_grad():
         parts = [
-            _ConeSearch(system, part.to(system.device), limit.contiguous()).run(
-                subdivisions
-            )
+            _ConeSearch(system, part.to(system.device), limit.contiguous()).run(subdivisions)
             for part, limit in zip(channels.split(size), limits.split(size), strict=True)
         ]
     return JointBound(

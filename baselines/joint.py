@@ -35,6 +35,7 @@ _PENALTY = 2000.0
 _NULLING_ITERATIONS = 30
 _PRICE_ITERATIONS = 20
 _PRICE_STEP = 0.1
+_PRICE_CORRECTIONS = 4
 _LOG_PRICES: Final = (-14.0, 9.0)
 
 
@@ -113,8 +114,11 @@ class JointOracle(CoordinatedPolicy):
             self._price = self.find_price(torch.from_numpy(process.estimates))
         return self._price
 
-    def find_price(self, channels: Tensor, tolerance: float = 5e-4) -> float:
+    def find_price(self, channels: Tensor, tolerance: float = 2e-3) -> float:
         """The price at which the mean sensing loss over channels and stations equals ε.
+
+        A price is found by following the optima as it changes; the designs for it, searched anew,
+        can be others, by which it is then corrected.
 
         Args:
             channels: H, complex (n, J, J, K, M).
@@ -123,42 +127,54 @@ class JointOracle(CoordinatedPolicy):
         Returns:
             The price, in bit/s/Hz for a relative unit of ε; 0 if ε is not exceeded without one.
         """
+        with torch.inference_mode():
+            price, slope = self._followed_price(channels)
+            for _ in range(_PRICE_CORRECTIONS if price > 0.0 else 0):
+                parts = [self._designed(part, price) for part in self._chunks(channels)]
+                deviation = float(torch.cat([part.excess for part in parts]).mean())
+                if abs(deviation) <= tolerance:
+                    break
+                price *= math.exp(min(max(-deviation / slope, -0.5), 0.5))
+        return price
+
+    def _followed_price(self, channels: Tensor) -> tuple[float, float]:
+        """The price, and how fast the mean of L_r/ε falls with its logarithm (negative)."""
         from scipy.optimize import brentq
 
-        with torch.inference_mode():
-            candidates = [self._narrowed(part, None) for part in self._chunks(channels)]
-            for each in candidates:
-                each.run(self.iterations)
-            guess = float(
-                torch.cat([each.best(each.search.multiplier) for each in candidates]).mean()
-            )
-            seen: dict[float, float] = {}
+        candidates = [self._narrowed(part, None) for part in self._chunks(channels)]
+        for each in candidates:
+            each.run(self.iterations)
+        guess = float(torch.cat([each.best(each.search.multiplier) for each in candidates]).mean())
+        seen: dict[float, float] = {}
 
-            def excess(log_price: float) -> float:
-                if log_price not in seen:
-                    for each in candidates:
-                        each.search.hold_price(math.exp(log_price))
-                        each.run(_PRICE_ITERATIONS)
-                    found = torch.cat([each.best(each.search.excess) for each in candidates])
-                    seen[log_price] = float(found.mean())
-                return 0.0 if abs(seen[log_price]) <= tolerance else seen[log_price]
+        def excess(log_price: float) -> float:
+            if log_price not in seen:
+                for each in candidates:
+                    each.search.hold_price(math.exp(log_price))
+                    each.run(_PRICE_ITERATIONS)
+                found = torch.cat([each.best(each.search.excess) for each in candidates])
+                seen[log_price] = float(found.mean())
+            return seen[log_price]
 
-            # The mean falls as the price rises; small moves keep every channel near its optimum.
-            low = high = min(max(math.log(max(guess, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
-            step = _PRICE_STEP
-            while excess(high) > 0.0 and high < _LOG_PRICES[1]:
-                low, high, step = high, high + step, 1.5 * step
-            while excess(low) < 0.0:
-                low, high, step = low - step, low, 1.5 * step
-                if low < _LOG_PRICES[0]:
-                    return 0.0
-            root: float = high
-            if excess(low) > 0.0 > excess(high):
-                root = brentq(excess, low, high, xtol=1e-3)
-            return math.exp(root)
+        # The mean falls as the price rises; small moves keep every channel near its optimum.
+        low = high = min(max(math.log(max(guess, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
+        step = _PRICE_STEP
+        while excess(high) > 0.0 and high < _LOG_PRICES[1]:
+            low, high, step = high, high + step, 1.5 * step
+        while excess(low) < 0.0:
+            low, high, step = low - step, low, 1.5 * step
+            if low < _LOG_PRICES[0]:
+                return 0.0, -1.0
+        root: float = high
+        if excess(low) > 0.0 > excess(high):
+            root = brentq(excess, low, high, xtol=5e-3)
+        steepness = (excess(high) - excess(low)) / (high - low) if high > low else -1.0
+        return math.exp(root), min(steepness, -0.05)
 
     def _design(self, channels: Tensor) -> CoordinatedDesign:
-        price = self.price if self.constraint == "expected" else None
+        return self._designed(channels, self.price if self.constraint == "expected" else None)
+
+    def _designed(self, channels: Tensor, price: float | None) -> CoordinatedDesign:
         candidates = self._narrowed(channels, price)
         late = self.iterations // 4
         candidates.run(self.iterations - late)

@@ -25,7 +25,7 @@ Start: TypeAlias = Literal["rzf", "mrt", "zf", "random"]
 _OFF_SHARE = 0.01
 """Power of a user outside a start's subset, relative to an equal share: zero would stay zero."""
 _TIE_BREAK = 0.1
-_TINY = 1e-300
+_TINY = 1e-150
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ _Function = Callable[[Tensor], tuple[Tensor, Tensor, _State]]
 _SUFFICIENT = 1e-4
 _SHORTEN = 0.4
 _LONGEST = 0.3
-"""Longest step, relative to the norm of the point: the curvature is known only locally."""
+"""Longest step, relative to the norm of the point, which is to be far from 0 throughout."""
 _FIRST = 0.1
 
 
