@@ -33,9 +33,7 @@ _SCREENING: Final = ((6.0, 8, 8), (6.0, 12, 3), (3.0, 30, 0))
 _MULTIPLIER = 20.0
 _PENALTY = 2000.0
 _NULLING_ITERATIONS = 30
-_PRICE_ITERATIONS = 20
-_PRICE_STEP = 0.1
-_PRICE_CORRECTIONS = 4
+_PRICE_STEP = 0.05
 _LOG_PRICES: Final = (-14.0, 9.0)
 
 
@@ -69,7 +67,7 @@ class JointOracle(CoordinatedPolicy):
         constraint: JointConstraint = "per_channel",
         price: float | None = None,
         num_starts: int | None = None,
-        refined: int = 2,
+        refined: int = 1,
         iterations: int = 40,
         calibration_channels: int = 512,
         seed: int = 0,
@@ -117,9 +115,6 @@ class JointOracle(CoordinatedPolicy):
     def find_price(self, channels: Tensor, tolerance: float = 2e-3) -> float:
         """The price at which the mean sensing loss over channels and stations equals ε.
 
-        A price is found by following the optima as it changes; the designs for it, searched anew,
-        can be others, by which it is then corrected.
-
         Args:
             channels: H, complex (n, J, J, K, M).
             tolerance: Relative deviation of the mean that is accepted.
@@ -127,49 +122,37 @@ class JointOracle(CoordinatedPolicy):
         Returns:
             The price, in bit/s/Hz for a relative unit of ε; 0 if ε is not exceeded without one.
         """
-        with torch.inference_mode():
-            price, slope = self._followed_price(channels)
-            for _ in range(_PRICE_CORRECTIONS if price > 0.0 else 0):
-                parts = [self._designed(part, price) for part in self._chunks(channels)]
-                deviation = float(torch.cat([part.excess for part in parts]).mean())
-                if abs(deviation) <= tolerance:
-                    break
-                price *= math.exp(min(max(-deviation / slope, -0.5), 0.5))
-        return price
-
-    def _followed_price(self, channels: Tensor) -> tuple[float, float]:
-        """The price, and how fast the mean of L_r/ε falls with its logarithm (negative)."""
         from scipy.optimize import brentq
 
-        candidates = [self._narrowed(part, None) for part in self._chunks(channels)]
-        for each in candidates:
-            each.run(self.iterations)
-        guess = float(torch.cat([each.best(each.search.multiplier) for each in candidates]).mean())
+        def designs(price: float | None) -> list[CoordinatedDesign]:
+            return [self._designed(part, price) for part in self._chunks(channels)]
+
         seen: dict[float, float] = {}
 
         def excess(log_price: float) -> float:
             if log_price not in seen:
-                for each in candidates:
-                    each.search.hold_price(math.exp(log_price))
-                    each.run(_PRICE_ITERATIONS)
-                found = torch.cat([each.best(each.search.excess) for each in candidates])
+                found = torch.cat([part.excess for part in designs(math.exp(log_price))])
                 seen[log_price] = float(found.mean())
-            return seen[log_price]
+            # Zero ends the search for a root.
+            return 0.0 if abs(seen[log_price]) <= tolerance else seen[log_price]
 
-        # The mean falls as the price rises; small moves keep every channel near its optimum.
-        low = high = min(max(math.log(max(guess, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
-        step = _PRICE_STEP
-        while excess(high) > 0.0 and high < _LOG_PRICES[1]:
-            low, high, step = high, high + step, 1.5 * step
-        while excess(low) < 0.0:
-            low, high, step = low - step, low, 1.5 * step
-            if low < _LOG_PRICES[0]:
-                return 0.0, -1.0
-        root: float = high
-        if excess(low) > 0.0 > excess(high):
-            root = brentq(excess, low, high, xtol=5e-3)
-        steepness = (excess(high) - excess(low)) / (high - low) if high > low else -1.0
-        return math.exp(root), min(steepness, -0.05)
+        with torch.inference_mode():
+            free = torch.cat([part.excess for part in designs(0.0)])
+            if float(free.mean()) <= tolerance:
+                return 0.0
+            # What ε is worth on average where it is kept on every channel is a good guess.
+            worth = float(torch.cat([part.multiplier for part in designs(None)]).mean())
+            low = high = min(max(math.log(max(worth, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
+            step = _PRICE_STEP
+            while excess(high) > 0.0 and high < _LOG_PRICES[1]:
+                low, high, step = high, high + step, 2.0 * step
+            while excess(low) < 0.0 and low > _LOG_PRICES[0]:
+                low, high, step = low - step, low, 2.0 * step
+            if excess(low) > 0.0 > excess(high):
+                high = brentq(excess, low, high, xtol=1e-3)
+            elif excess(low) == 0.0:
+                high = low
+            return math.exp(high)
 
     def _design(self, channels: Tensor) -> CoordinatedDesign:
         return self._designed(channels, self.price if self.constraint == "expected" else None)
@@ -199,7 +182,7 @@ class JointOracle(CoordinatedPolicy):
         noise = self._noise(problems.radar, streams)
         iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
         for step_deg, iterations, kept in _SCREENING:
-            sensing = self._coarse.get(step_deg, self._exact)
+            sensing = None if price == 0.0 else self._coarse.get(step_deg, self._exact)
             phase = self._begin(sensing, problems, streams, iterate, multiplier, price)
             phase.run(iterations)
             value = phase.search.value.view(problems.starts.shape)
@@ -209,7 +192,8 @@ class JointOracle(CoordinatedPolicy):
             problems = problems.keep(among)
             streams, iterate = phase.search.streams[index], phase.objective.iterate[index]
             multiplier = phase.search.multiplier[index]
-        return self._begin(self._exact, problems, streams, iterate, multiplier, price, 3)
+        sensing = None if price == 0.0 else self._exact
+        return self._begin(sensing, problems, streams, iterate, multiplier, price, 3)
 
     def _starting_streams(
         self, problems: Problems, multiplier: Tensor, price: float | None
@@ -225,7 +209,7 @@ class JointOracle(CoordinatedPolicy):
         radar, served = problems.radar[first], problems.served[first]
         offset = torch.full_like(served[:, 0], scenario.noise_power)
         search = WaveformSearch(
-            self._coarse.get(_SCREENING[0][0], self._exact),
+            None if price == 0.0 else self._coarse.get(_SCREENING[0][0], self._exact),
             scenario.sensing_threshold,
             radar,
             scenario.radar_power,
@@ -241,7 +225,7 @@ class JointOracle(CoordinatedPolicy):
 
     def _begin(
         self,
-        sensing: Sensing,
+        sensing: Sensing | None,
         problems: Problems,
         streams: Tensor,
         iterate: Tensor,
@@ -273,11 +257,6 @@ class _Candidates:
     ) -> None:
         self.problems, self.objective, self.search = problems, objective, search
         self.run = search.run
-
-    def best(self, value: Tensor) -> Tensor:
-        """Entries of ``value`` (n,) for the start of each channel that is best now, (b·J,)."""
-        merit = self.search.value.view(self.problems.starts.shape)
-        return value[self.problems.flat_index(merit.argmin(1, keepdim=True))]
 
 
 def _subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tensor:

@@ -129,7 +129,7 @@ class WaveformSearch:
     """n problems, of which every J in a row belong to the J stations of one channel.
 
     Args:
-        sensing: The sensing loss.
+        sensing: The sensing loss; None leaves it out of account, with ``penalty=0``.
         threshold: ε, a number or a tensor (n,).
         radar_channels: f, complex (n, K, M).
         power: P_R, in W.
@@ -148,7 +148,7 @@ class WaveformSearch:
 
     def __init__(
         self,
-        sensing: Sensing,
+        sensing: Sensing | None,
         threshold: Tensor | float,
         radar_channels: Tensor,
         power: float,
@@ -191,12 +191,6 @@ class WaveformSearch:
         """φ + multiplier·excess at the current points, (n,): what a price would pay."""
         return self._objective_value + self.multiplier * self.excess
 
-    def hold_price(self, price: float) -> None:
-        """From now on charge a price for L_r instead of constraining it."""
-        self._penalty = 0.0
-        self.multiplier = torch.full_like(self.multiplier, price)
-        self._search.restart()
-
     def run(self, iterations: int, update_every: int = 10) -> None:
         """Advance all problems, raising the multipliers every ``update_every`` iterations."""
         if self._penalty == 0.0:
@@ -220,13 +214,7 @@ class WaveformSearch:
 
     def _evaluate(self, point: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         streams = self._matrices(point)
-        covariance = streams @ streams.mH
-        by_station = covariance.view(-1, self._stations, *covariance.shape[1:])
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = by_station.clone().requires_grad_(True)
-            loss = self._sensing.loss(leaf)
-            (slope,) = torch.autograd.grad(loss.sum(), leaf)
-        excess = loss.detach().flatten() / self._threshold - 1.0
+        excess, by_covariance = self._excess(streams)
         echoes = self._channels @ streams
         received = torch.view_as_real(echoes).square().sum((-2, -1))
         if self.objective is None:
@@ -238,12 +226,23 @@ class WaveformSearch:
         if self._penalty > 0.0:
             pressure = (self.multiplier + self._penalty * excess).clamp_min(0.0)
             total = value + (pressure.square() - self.multiplier.square()) / (2.0 * self._penalty)
-        # The gradient by R is Hermitian up to what its anti-Hermitian part, which acts on nothing.
-        by_covariance = slope.flatten(0, 1)
-        by_covariance = 0.5 * (by_covariance + by_covariance.mH)
-        gradient = (by_covariance * (pressure / self._threshold)[:, None, None]) @ streams
-        gradient = gradient + self._adjoint @ (burden.unsqueeze(-1) * echoes)
+        gradient = self._adjoint @ (burden.unsqueeze(-1) * echoes)
+        if by_covariance is not None:
+            scale = (pressure / self._threshold)[:, None, None]
+            gradient = gradient + (by_covariance * scale) @ streams
         return total, self._by_point(point, streams, 2.0 * gradient), (value, excess, state)
+
+    def _excess(self, streams: Tensor) -> tuple[Tensor, Tensor | None]:
+        """L_r/ε - 1, (n,), and the Hermitian part of the gradient of L_r by R, (n, M, M)."""
+        if self._sensing is None:
+            return torch.zeros_like(self.multiplier), None
+        covariance = (streams @ streams.mH).unflatten(0, (-1, self._stations))
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = covariance.clone().requires_grad_(True)
+            loss = self._sensing.loss(leaf)
+            (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        slope = slope.flatten(0, 1)
+        return loss.detach().flatten() / self._threshold - 1.0, 0.5 * (slope + slope.mH)
 
     def _by_point(self, point: Tensor, streams: Tensor, gradient: Tensor) -> Tensor:
         """The gradient by V, turned into that by the entries before normalisation."""

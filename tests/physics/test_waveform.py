@@ -97,13 +97,13 @@ def test_what_is_reported_is_true() -> None:
 
 
 def leakage(
-    f: Tensor, V: Tensor, threshold: float, **options: Any
+    f: Tensor, V: Tensor, threshold: float, multiplier: float = 20.0, **options: Any
 ) -> tuple[WaveformSearch, LeakageObjective]:
     ones = torch.ones(len(f), f.shape[1], dtype=torch.float64)
     objective = LeakageObjective(ones, torch.full_like(ones[:, 0], 0.1), ones)
     search = WaveformSearch(
         ExactSensing(sensing(f.shape[-1])), threshold, f, 1.0, objective, V,
-        torch.full((len(f),), 20.0, dtype=torch.float64), **options,
+        torch.full((len(f),), multiplier, dtype=torch.float64), **options,
     )  # fmt: skip
     return search, objective
 
@@ -151,8 +151,7 @@ def test_a_price_charges_for_the_loss() -> None:
     f, V = drawn(5, 6, 2, 4)
     losses = []
     for price in (0.0, 5.0, 50.0, 5000.0):
-        search, _ = leakage(f, V, 1.0, penalty=0.0)
-        search.hold_price(price)
+        search, _ = leakage(f, V, 1.0, price, penalty=0.0)
         search.run(200)
         assert float((search.multiplier - price).abs().max()) == 0.0
         losses.append(search.loss)
