@@ -46,7 +46,7 @@ def bench_wmmse(benchmark: Any, users: int, tolerance: float) -> None:
 
 def _textbook(channel: Any, iterations: int) -> float:
     """Shi et al. as written: M x M inverse, bisection for the power multiplier, one channel."""
-    users, antennas = channel.shape
+    antennas = channel.shape[1]
     precoders = channel.conj().T / np.linalg.norm(channel)
     for _ in range(iterations):
         received = channel @ precoders
