@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= dev,fast,rl,tensorboard
+EXTRAS ?= dev,fast,rl,solvers,tensorboard
 JOBS   ?= 2
 ARGS   ?=
 

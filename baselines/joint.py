@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -160,9 +160,9 @@ class JointOracle(CoordinatedPolicy):
     def _designed(self, channels: Tensor, price: float | None) -> CoordinatedDesign:
         candidates = self._narrowed(channels, price)
         late = self.iterations // 4
-        candidates.run(self.iterations - late)
+        candidates.search.run(self.iterations - late)
         before = candidates.search.value
-        candidates.run(late)
+        candidates.search.run(late)
         after = candidates.search.value
         return self._completed(
             candidates.problems,
@@ -184,7 +184,7 @@ class JointOracle(CoordinatedPolicy):
         for step_deg, iterations, kept in _SCREENING:
             sensing = None if price == 0.0 else self._coarse.get(step_deg, self._exact)
             phase = self._begin(sensing, problems, streams, iterate, multiplier, price)
-            phase.run(iterations)
+            phase.search.run(iterations)
             value = phase.search.value.view(problems.starts.shape)
             count = min(max(kept, self.refined), value.shape[1])
             among = value.topk(count, 1, largest=False).indices
@@ -249,14 +249,12 @@ class JointOracle(CoordinatedPolicy):
         return _Candidates(problems, objective, search)
 
 
-class _Candidates:
+class _Candidates(NamedTuple):
     """Problems, and the search that is under way for them."""
 
-    def __init__(
-        self, problems: Problems, objective: RateObjective, search: WaveformSearch
-    ) -> None:
-        self.problems, self.objective, self.search = problems, objective, search
-        self.run = search.run
+    problems: Problems
+    objective: RateObjective
+    search: WaveformSearch
 
 
 def _subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import isac_gym  # noqa: F401
-from isac_gym.baselines import JointOracle, NullSteering, joint_upper_bound, wmmse
+from isac_gym.baselines import JointOracle, NullSteering, dpc_capacity, joint_upper_bound, wmmse
 
 _NOISE = 0.1
 
@@ -42,6 +42,25 @@ def bench_wmmse(benchmark: Any, users: int, tolerance: float) -> None:
         wmmse, (channels, _NOISE, 1.0), {"tolerance": tolerance}, rounds=10, warmup_rounds=2
     )
     _state_time(benchmark, 1024, of_converged=_share(found.rate, channels))
+
+
+@pytest.mark.parametrize("snr_db", [5, 10, 20])
+@pytest.mark.parametrize("users", [5, 10, 12])
+def bench_wmmse_against_capacity(benchmark: Any, users: int, snr_db: int) -> None:
+    """Converged WMMSE without radar, the gain of 16 starts, and the capacity, 2000 channels."""
+    channels, noise = _channels(2000, users), 10 ** (-snr_db / 10)
+    single = wmmse(channels, noise, 1.0, tolerance=1e-8, max_iterations=5000)
+    many = benchmark.pedantic(wmmse, (channels, noise, 1.0), {"num_starts": 16}, rounds=1)
+    capacity = dpc_capacity(channels, noise, 1.0, tolerance=1e-5)
+    _state_time(
+        benchmark,
+        2000,
+        rate=round(float(single.rate.mean()), 2),
+        rate_of_16_starts=round(float(many.rate.mean()), 2),
+        capacity=round(float(capacity.rate.mean()), 2),
+        converged=float(single.converged.double().mean()),
+        channels_above_capacity=int((many.rate > capacity.upper_bound).sum()),
+    )
 
 
 def _textbook(channel: Any, iterations: int) -> float:
