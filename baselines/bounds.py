@@ -29,10 +29,9 @@ from torch import Tensor
 from isac_gym.baselines.objectives import LeakageObjective
 from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
-from isac_gym.physics.sensing import SensingModel
 from isac_gym.physics.synthesis import best_beampattern
 from isac_gym.physics.waveform import ExactSensing, WaveformSearch, normalise_rows
-from isac_gym.system import ISACSystem, system_of
+from isac_gym.system import ISACSystem, sensing_model, system_of
 from isac_gym.validation import integer, real
 
 __all__ = ["Capacity", "JointBound", "dpc_capacity", "joint_upper_bound"]
@@ -243,16 +242,7 @@ class _ConeSearch:
         )
         self._radar = radar
         self._reduced = _reduced(comm.flatten(0, 1))
-        self._exact = SensingModel(
-            scenario.num_radar_antennas,
-            scenario.antenna_spacing,
-            scenario.targets_by_cell,
-            scenario.beam_width_deg,
-            cross_correlation=scenario.cross_correlation,
-            pattern_scale=scenario.pattern_scale,
-            dtype=torch.float64,
-            device=system.device,
-        )
+        self._exact = sensing_model(scenario, dtype=torch.float64, device=system.device)
 
     def run(self, subdivisions: int) -> JointBound:
         """Split the worst cone of every problem again and again."""

@@ -18,7 +18,7 @@ from isac_gym.physics.sensing import SensingLoss, SensingModel
 from isac_gym.physics.synthesis import best_beampattern
 from isac_gym.scenario import Scenario
 
-__all__ = ["ISACSystem", "Outcome", "system_of", "torch_device"]
+__all__ = ["ISACSystem", "Outcome", "sensing_model", "system_of", "torch_device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +92,7 @@ class ISACSystem:
         self.scenario = scenario
         self.device = torch.device(device)
         self.dtype = dtype
-        self.sensing = SensingModel(
-            scenario.num_radar_antennas,
-            scenario.antenna_spacing,
-            scenario.targets_by_cell,
-            scenario.beam_width_deg,
-            cross_correlation=scenario.cross_correlation,
-            pattern_scale=scenario.pattern_scale,
-            dtype=dtype,
-            device=device,
-        )
+        self.sensing = sensing_model(scenario, dtype=dtype, device=device)
         fixed = self.best_streams() if scenario.radar == "fixed" else None
         self.limits = {"power": scenario.comm_power, "sensing": scenario.sensing_threshold}
         if scenario.scheduling == "contention":
@@ -180,6 +171,31 @@ class ISACSystem:
     def _relative(self, name: str, value: Tensor) -> Tensor:
         """Excess over the limit, in units of the limit."""
         return value / self._limits[name] + self._minus_one
+
+
+def sensing_model(
+    scenario: Scenario, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> SensingModel:
+    """The sensing loss of a scenario, with targets by station.
+
+    Args:
+        scenario: The scenario.
+        dtype: Real dtype of the computation.
+        device: Device of the computation.
+
+    Returns:
+        The model; covariances have shape (..., J, M_R, M_R).
+    """
+    return SensingModel(
+        scenario.num_radar_antennas,
+        scenario.antenna_spacing,
+        scenario.targets_by_cell,
+        scenario.beam_width_deg,
+        cross_correlation=scenario.cross_correlation,
+        pattern_scale=scenario.pattern_scale,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def system_of(env: Any) -> ISACSystem:
