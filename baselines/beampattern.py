@@ -195,7 +195,7 @@ class ConvexWaveform:
 
     Raises:
         ImportError: If CVXPY is not installed; the message names the extra.
-        ValueError: If fewer streams than antennas are asked for.
+        ValueError: If another number of streams is asked for.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class ConvexWaveform:
         streams: int | None = None,
         grid_deg: torch.Tensor | None = None,
     ) -> None:
-        if streams is not None and streams < num_antennas:
+        if streams is not None and streams != num_antennas:
             raise not_allowed("streams", streams, f"None or {num_antennas} in a convex program")
         self._model = SensingModel(
             num_antennas,

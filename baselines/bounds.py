@@ -43,6 +43,8 @@ _PENALTY = 2000.0
 _CONE_ITERATIONS = 300
 _PROBLEMS = 2048
 _ATTAINED_EXCESS = 1e-4
+_THIN = 1e-6
+_MISSED = 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,9 @@ def dpc_capacity(
     """Sum capacity of the downlink, by iterative water-filling in the dual uplink.
 
     Jindal, Rhee, Vishwanath, Jafar and Goldsmith, 2005: all users fill water at once, under one
-    common level, against the interference of the last iterate. Where the plain step would lower the
-    rate it is averaged with the iterate, which cannot. Since the problem is concave, the gradient
-    at the iterate gives an upper bound.
+    common level, against the interference of the last iterate. The better of the plain step and its
+    average with the iterate, which cannot lower the rate, is taken. Since the problem is concave,
+    the gradient at the iterate gives an upper bound.
 
     Args:
         channels: G with row k = g_kᵀ, complex (..., K, M_C).
@@ -101,7 +103,13 @@ def dpc_capacity(
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
     wide = channels.to(torch.complex128)
-    noise = noise.expand(wide.shape[:-1])
+    try:
+        noise = noise.expand(wide.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"noise_power must broadcast to {tuple(wide.shape[:-1])}, got shape "
+            f"{tuple(noise.shape)}"
+        ) from error
     scaled = _reduced(wide / noise.sqrt().unsqueeze(-1))
     users = scaled.shape[-2]
     # In units of the noise the dual powers are s_k·σ_k²: they add up to the budget as they are.
@@ -134,7 +142,12 @@ def _uplink(channels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Rate log det(I + Σ_k s_k g_k* g_kᵀ) in nats, (...), and its gradient by s, (..., K)."""
     system = channels.mH @ (weights.unsqueeze(-1) * channels)
     system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    factor = torch.linalg.cholesky(system)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool((failed > 0).any()):
+        raise ValueError(
+            "noise_power must be at least about 1e-14 of the received power for double precision, "
+            "got less"
+        )
     rate = 2.0 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
     whitened = torch.linalg.solve_triangular(factor, channels.mH, upper=False)
     return rate, torch.view_as_real(whitened).square().sum((-3, -1))
@@ -165,9 +178,9 @@ class JointBound:
     Attributes:
         upper_bound: No precoder and waveform with L_r <= ε exceed this sum rate.
         apart: The looser bound that grants each user the radar that suits it best.
-        attained: A rate that dirty-paper coding attains with one waveform (its L_r may exceed ε by
-            a relative 1e-4): what is left of the gap to ``upper_bound`` is the bound's looseness,
-            the rest is the loss of linear precoding.
+        attained: A rate that dirty-paper coding attains with one of the waveforms that the search
+            met (whose L_r may exceed ε by a relative 1e-4): a lower bound on what ``upper_bound``
+            bounds; 0 if none of them met ε.
     """
 
     upper_bound: Tensor
@@ -183,6 +196,9 @@ def joint_upper_bound(
     subdivisions: int = 20,
 ) -> JointBound:
     """Certified upper bound on the sum rate of each station under L_r <= ε, without other cells.
+
+    A waveform that exceeds ε by a relative x may exceed the bound by as much as x times what ε is
+    worth.
 
     The bound holds for any number of streams. It is computed in double precision; only the search
     for the waveforms at which the certificates are taken is in single precision.
@@ -257,7 +273,7 @@ class _ConeSearch:
         shares, weights = torch.zeros_like(heights), torch.zeros_like(heights)
         upper[:, 0], shares[:, 0], weights[:, 0] = self._relaxed(vertices[:, 0], heights[:, 0])
         apart = upper[:, 0].clone()
-        attained = self._attained(unit.expand(count, users, users), received).amax(-1)
+        attained = self._attained(received).amax(-1)
         rows = torch.arange(count, device=device)
         for split in range(subdivisions):
             worst = upper.argmax(-1)
@@ -267,7 +283,7 @@ class _ConeSearch:
             total = point.sum(-1, keepdim=True).clamp_min(1e-300)
             point = point / total
             floor, received = self._floors(point[:, None])
-            attained = torch.maximum(attained, self._attained(point[:, None], received).squeeze(-1))
+            attained = torch.maximum(attained, self._attained(received).squeeze(-1))
             # At the maximiser the interpolation equals the budget, and h is not below it.
             height = torch.maximum(self._noise + floor, self._budget / total).squeeze(-1)
             for user in range(users):
@@ -275,18 +291,20 @@ class _ConeSearch:
                 child, child_heights = parent.clone(), parent_heights.clone()
                 child[:, user], child_heights[:, user] = point, height
                 bound, child_share, child_weights = self._relaxed(child, child_heights)
-                # A part in which the point's own vertex has no share is empty.
-                bound = torch.where(share[:, user] > 1e-9 * self._budget, bound, -math.inf)
+                # A part whose vertex has no share in the point has no inside.
+                bound = torch.where(share[:, user] > 0.0, bound, -math.inf)
                 vertices[rows, slot], heights[rows, slot] = child, child_heights
                 upper[rows, slot] = torch.minimum(bound, outer)
                 shares[rows, slot], weights[rows, slot] = child_share, child_weights
         return JointBound(upper.amax(-1) * _BITS, apart * _BITS, attained * _BITS)
 
-    def _attained(self, weights: Tensor, received: Tensor) -> Tensor:
-        """Rate in nats, (n, m), for weights (n, m, K) scaled to the budget, with q (n, m, K)."""
-        spent = (weights * (self._noise + received)).sum(-1, keepdim=True)
-        scaled = weights * (self._budget / spent)
-        return _uplink(self._reduced[:, None].expand(-1, weights.shape[1], -1, -1), scaled)[0]
+    def _attained(self, received: Tensor) -> Tensor:
+        """Capacity in nats at q (n, m, K), (n, m); 0 where the waveform missed ε."""
+        channels = self._reduced[:, None].expand(-1, received.shape[1], -1, -1)
+        missed = (received >= _MISSED).any(-1)
+        noise = self._noise + torch.where(missed.unsqueeze(-1), 0.0, received)
+        capacity = dpc_capacity(channels, noise, self._budget, tolerance=1e-3, max_iterations=30)
+        return torch.where(missed, 0.0, capacity.rate / _BITS)
 
     def _relaxed(self, vertices: Tensor, heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bound on a cone, its shares τ_i = t_i h_i and its maximiser s, each (n, K).
@@ -295,15 +313,24 @@ class _ConeSearch:
         the bound valid however far it got.
         """
         scaled = vertices / heights.unsqueeze(-1)
-        shares = torch.full_like(heights, self._budget / heights.shape[-1])
-        for iteration in range(_CONE_ITERATIONS + 1):
+
+        def evaluate(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             weights = (shares.unsqueeze(-2) @ scaled).squeeze(-2)
             rate, slope = _uplink(self._reduced, weights)
-            slope = (scaled @ slope.unsqueeze(-1)).squeeze(-1)
-            if iteration < _CONE_ITERATIONS:
-                pull = shares * slope
-                total = pull.sum(-1, keepdim=True)
-                shares = torch.where(total > 0, self._budget * pull / total, shares)
+            return rate, (scaled @ slope.unsqueeze(-1)).squeeze(-1), weights
+
+        def normalised(shares: Tensor) -> Tensor:
+            total = shares.sum(-1, keepdim=True)
+            return self._budget * shares / torch.where(total > 0, total, 1.0)
+
+        shares = torch.full_like(heights, self._budget / heights.shape[-1])
+        for _ in range(_CONE_ITERATIONS):
+            _, slope, _ = evaluate(shares)
+            pull = normalised(shares * slope)
+            shares = torch.where(pull.sum(-1, keepdim=True) > 0, pull, shares)
+        # Thin parts are not worth a cone of their own.
+        shares = normalised(torch.where(shares > _THIN * self._budget, shares, 0.0))
+        rate, slope, weights = evaluate(shares)
         return _tangent_bound(rate, slope, shares, self._budget), shares, weights
 
     def _floors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -370,7 +397,7 @@ class _ConeSearch:
         here = (slope.conj() * covariance).real.sum((-2, -1))
         bound = target + price * (loss.detach().flatten() - limits) + least - here
         outside = search.excess > _ATTAINED_EXCESS
-        received = torch.where(outside[:, None], 1e30, received)
+        received = torch.where(outside[:, None], _MISSED, received)
         shape = ordered.shape[:3]
         bound = bound.clamp_min(0.0).view(shape).transpose(1, 2).reshape(count, many)
         return bound, received.view(*shape, users).transpose(1, 2).reshape(count, many, users)

@@ -41,7 +41,8 @@ class CoordinatedDesign:
         excess: Constraint residual L_r/ε - 1, (n, J).
         multiplier: What a relative unit of ε is worth to the objective, (n, J): for the joint
             optimum in bit/s/Hz, its price under the expected constraint.
-        change: Relative change of the objective over the last quarter of the iterations, (n, J).
+        change: Change of the objective over the last iterations, relative to it or to 1 if that is
+            more, (n, J).
         start: Index of the start that led to the design, (n, J).
     """
 
@@ -88,6 +89,15 @@ class Problems:
             self.served[index],
             self.starts.gather(1, among),
         )
+
+    def of_channels(self, mask: Tensor) -> tuple[Problems, Tensor]:
+        """The problems of the channels of a mask (b,), and their flat indices."""
+        count = torch.arange(self.starts.numel(), device=mask.device).view(self.starts.shape)
+        index = count[mask].flatten()
+        kept = Problems(
+            self.link.select(index), self.radar[index], self.served[index], self.starts[mask]
+        )
+        return kept, index
 
 
 class CoordinatedPolicy(SystemPolicy):
@@ -136,18 +146,21 @@ class CoordinatedPolicy(SystemPolicy):
         Raises:
             ValueError: If the channels have another shape, or entries that are not finite.
         """
-        expected = self.system.codec.links.shape
-        if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
-            raise ValueError(
-                f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
-                f"{tuple(channels.shape)}"
-            )
+        self._check(channels)
         parts = [self._design(part) for part in self._chunks(channels)]
         joined: dict[str, Any] = {}
         for field in dataclasses.fields(CoordinatedDesign):
             values = [getattr(part, field.name) for part in parts]
             joined[field.name] = None if values[0] is None else torch.cat(values)
         return CoordinatedDesign(**joined)
+
+    def _check(self, channels: Tensor) -> None:
+        expected = self.system.codec.links.shape
+        if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
+            raise ValueError(
+                f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
+                f"{tuple(channels.shape)}"
+            )
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
@@ -246,9 +259,9 @@ class CoordinatedPolicy(SystemPolicy):
         problems: Problems,
         streams: Tensor,
         iterate: Tensor,
-        price: float | None,
         multiplier: Tensor,
         change: Tensor,
+        priced: bool = False,
     ) -> CoordinatedDesign:
         """The best start of each channel, with the waveform made feasible and WMMSE converged.
 
@@ -256,17 +269,17 @@ class CoordinatedPolicy(SystemPolicy):
             problems: The problems.
             streams: V (n, M_R, r).
             iterate: WMMSE's iterates, (n, ...).
-            price: Price on L_r/ε - 1, in bit/s/Hz; None constrains L_r <= ε.
-            multiplier: Multipliers, (n,).
+            multiplier: Multipliers of L_r/ε - 1, (n,).
             change: Last relative change of the objective, (n,).
+            priced: Whether the multipliers are prices in bit/s/Hz; otherwise L_r <= ε is enforced.
         """
-        if price is None:
+        if not priced:
             streams = self._made_feasible(streams)
         link, noise = problems.link, self._noise(problems.radar, streams)
         run = maximise_rate(link, iterate, noise, max_iterations=200)
         loss = self._loss(streams)
         excess = loss / self.scenario.sensing_threshold - 1.0
-        merit = run.rate - (0.0 if price is None else price * excess.double())
+        merit = run.rate - (multiplier * excess if priced else torch.zeros_like(excess)).double()
         chosen = problems.flat_index(merit.view(problems.starts.shape).argmax(1, keepdim=True))
 
         def pick(value: Tensor) -> Tensor:

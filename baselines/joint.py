@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ _SCREENING: Final = ((6.0, 8, 8), (6.0, 12, 3), (3.0, 30, 0))
 _MULTIPLIER = 20.0
 _PENALTY = 2000.0
 _NULLING_ITERATIONS = 30
-_PRICE_STEP = 0.05
+_MOST_PRICES = 16
 _LOG_PRICES: Final = (-14.0, 9.0)
 
 
@@ -43,15 +45,20 @@ class JointOracle(CoordinatedPolicy):
     Args:
         env: As in :class:`CoordinatedPolicy`.
         constraint: ``"per_channel"``: L_r <= ε on every channel. ``"expected"``: the mean of L_r
-            over channels equals ε, reached by one price on L_r for all channels. The price is found
-            on channels drawn from the environment's channel model when first needed.
-        price: Price in bit/s/Hz for a relative unit of ε, instead of the one that is found; 0
-            leaves the sensing loss out of account.
+            over channels equals ε at every station, reached by one price on L_r for all channels.
+            The price is found on channels drawn from the environment's channel model when first
+            needed.
+        price: Price in bit/s/Hz for a relative unit of ε, instead of the one that is found; with
+            several cells one a station. 0 leaves the sensing loss out of account.
         num_starts: Starts a channel; None takes all subsets of half of the users or more where
             these are at most 32, and otherwise 32 of them, drawn at random. The first start is for
-            all users, from null steering; the second for all users as well.
+            all users, from null steering; the second for all users as well. Under contention there
+            is one start a user.
         refined: Starts that are refined.
-        iterations: Iterations of the refinement.
+        iterations: Iterations of the refinement, after which channels whose objective still
+            changes are continued with twice as many, and so on.
+        tolerance: Relative change over the last quarter of them at which a channel ends.
+        max_iterations: Iterations of the refinement after which it ends in any case.
         calibration_channels: Channels on which the price is found.
         seed: Seed of those channels and of random starts.
 
@@ -65,21 +72,29 @@ class JointOracle(CoordinatedPolicy):
         env: Any,
         *,
         constraint: JointConstraint = "per_channel",
-        price: float | None = None,
+        price: float | Sequence[float] | None = None,
         num_starts: int | None = None,
         refined: int = 1,
         iterations: int = 40,
+        tolerance: float = 3e-4,
+        max_iterations: int = 600,
         calibration_channels: int = 512,
         seed: int = 0,
     ) -> None:
         super().__init__(env)
         scenario = self.scenario
         self.constraint: JointConstraint = choice("constraint", constraint, JointConstraint)
+        self._prices: Tensor | None = None
         if price is not None:
             if constraint != "expected":
                 raise not_allowed("price", price, "None unless constraint is 'expected'")
-            real("price", price, "None or a finite number >= 0", lambda value: value >= 0)
-        self._price = price
+            cells = scenario.num_cells
+            allowed = f"None, a finite number >= 0, or {cells} of them"
+            values = [*price] if isinstance(price, Sequence) else [price] * cells
+            if len(values) != cells:
+                raise not_allowed("price", price, allowed)
+            checked = [real("price", value, allowed, lambda x: x >= 0) for value in values]
+            self._prices = torch.tensor(checked, device=self.system.device)
         if num_starts is not None:
             integer("num_starts", num_starts, 1)
         self.seed = integer("seed", seed, 0)
@@ -87,6 +102,8 @@ class JointOracle(CoordinatedPolicy):
         self.starts = _subsets(scenario.num_users, num_starts, contends, seed)
         self.refined = min(integer("refined", refined, 1), len(self.starts))
         self.iterations = integer("iterations", iterations, 1)
+        self.tolerance = real("tolerance", tolerance, "a number >= 0", lambda value: value >= 0)
+        self.max_iterations = integer("max_iterations", max_iterations, 1)
         self.calibration_channels = integer("calibration_channels", calibration_channels, 1)
         self._model = env.unwrapped.channel_model
         # The squared forms of the cross-correlation are fast as they are.
@@ -98,105 +115,148 @@ class JointOracle(CoordinatedPolicy):
                 )
 
     @property
-    def price(self) -> float:
-        """Price of the expected constraint, in bit/s/Hz for a relative unit of ε.
+    def price(self) -> tuple[float, ...]:
+        """Price of the expected constraint, in bit/s/Hz for a relative unit of ε, one a station.
 
         Raises:
             ValueError: Under the per-channel constraint.
         """
         if self.constraint != "expected":
             raise not_allowed("constraint", self.constraint, "'expected' for a price")
-        if self._price is None:
+        if self._prices is None:
             process = ChannelProcess(self._model, self.scenario, self.calibration_channels)
             process.start(np.random.default_rng((0x0AC1E, self.seed)))
-            self._price = self.find_price(torch.from_numpy(process.estimates))
-        return self._price
+            found = self.find_price(torch.from_numpy(process.estimates))
+            self._prices = torch.tensor(found, device=self.system.device)
+        return tuple(self._prices.tolist())
 
-    def find_price(self, channels: Tensor, tolerance: float = 2e-3) -> float:
-        """The price at which the mean sensing loss over channels and stations equals ε.
+    def find_price(self, channels: Tensor, tolerance: float = 2e-3) -> tuple[float, ...]:
+        """The price at which the mean sensing loss over channels is ε, one a station.
 
         Args:
             channels: H, complex (n, J, J, K, M).
-            tolerance: Relative deviation of the mean that is accepted.
+            tolerance: How far the mean may stay below ε, relative; it does not exceed it.
 
         Returns:
-            The price, in bit/s/Hz for a relative unit of ε; 0 if ε is not exceeded without one.
+            The prices, in bit/s/Hz for a relative unit of ε; 0 if ε is not exceeded without one.
+
+        Raises:
+            ValueError: If the channels are not those of the scenario, or no price keeps ε.
         """
-        from scipy.optimize import brentq
-
-        def designs(price: float | None) -> list[CoordinatedDesign]:
-            return [self._designed(part, price) for part in self._chunks(channels)]
-
-        seen: dict[float, float] = {}
-
-        def excess(log_price: float) -> float:
-            if log_price not in seen:
-                found = torch.cat([part.excess for part in designs(math.exp(log_price))])
-                seen[log_price] = float(found.mean())
-            # Zero ends the search for a root.
-            return 0.0 if abs(seen[log_price]) <= tolerance else seen[log_price]
-
+        self._check(channels)
         with torch.inference_mode():
-            free = torch.cat([part.excess for part in designs(0.0)])
-            if float(free.mean()) <= tolerance:
-                return 0.0
-            # What ε is worth on average where it is kept on every channel is a good guess.
-            worth = float(torch.cat([part.multiplier for part in designs(None)]).mean())
-            low = high = min(max(math.log(max(worth, 1e-300)), _LOG_PRICES[0]), _LOG_PRICES[1])
-            step = _PRICE_STEP
-            while excess(high) > 0.0 and high < _LOG_PRICES[1]:
-                low, high, step = high, high + step, 2.0 * step
-            while excess(low) < 0.0 and low > _LOG_PRICES[0]:
-                low, high, step = low - step, low, 2.0 * step
-            if excess(low) > 0.0 > excess(high):
-                high = brentq(excess, low, high, xtol=1e-3)
-            elif excess(low) == 0.0:
-                high = low
-            return math.exp(high)
+            return tuple(self._root(channels, tolerance).tolist())
+
+    def _root(self, channels: Tensor, tolerance: float) -> npt.NDArray[np.float64]:
+        """Prices by regula falsi in their logarithm, for all stations at once."""
+
+        def mean(prices: npt.NDArray[np.float64] | None, field: str) -> npt.NDArray[np.float64]:
+            given = None
+            if prices is not None:
+                given = torch.tensor(prices, dtype=torch.float32, device=self.system.device)
+            parts = [getattr(self._designed(part, given), field) for part in self._chunks(channels)]
+            found: npt.NDArray[np.float64] = torch.cat(parts).double().mean(0).cpu().numpy()
+            return found
+
+        cells = self.scenario.num_cells
+        binds = mean(np.zeros(cells), "excess") > 0.0
+        # What ε is worth where it is kept on every channel is a good guess.
+        guess = mean(None, "multiplier").clip(*np.exp(_LOG_PRICES)) if binds.any() else binds
+        point = np.log(np.where(binds, guess, 1.0))
+        low, high = np.full(cells, -np.inf), np.full(cells, np.inf)
+        above, below = np.zeros(cells), np.zeros(cells)
+        aim = -0.5 * tolerance
+        for _ in range(_MOST_PRICES if binds.any() else 0):
+            excess = mean(np.where(binds, np.exp(point), 0.0), "excess")
+            over = excess > 0.0
+            low, above = np.where(over, point, low), np.where(over, excess, above)
+            high, below = np.where(over, high, point), np.where(over, below, excess)
+            done = ~binds | (~over & (excess >= -tolerance)) | (high - low < 1e-3)
+            if done.all():
+                break
+            with np.errstate(invalid="ignore", divide="ignore"):
+                share = ((above - aim) / (above - below)).clip(0.1, 0.9)
+                inside = low + share * (high - low)
+            # Outside a bracket yet: the mean falls by about a quarter as the price is e-folded.
+            outside = point + np.sign(excess - aim) * (4.0 * np.abs(excess - aim)).clip(0.02, 1.0)
+            bracketed = np.isfinite(low) & np.isfinite(high)
+            point = np.where(done, point, np.where(bracketed, inside, outside)).clip(*_LOG_PRICES)
+        if not np.isfinite(high[binds]).all():
+            raise ValueError(
+                f"sensing_threshold must be kept by the mean at some price, got "
+                f"{self.scenario.sensing_threshold!r}, which no price up to "
+                f"{math.exp(_LOG_PRICES[1]):.0f} does on these channels"
+            )
+        return np.where(binds, np.exp(high), 0.0)
 
     def _design(self, channels: Tensor) -> CoordinatedDesign:
-        return self._designed(channels, self.price if self.constraint == "expected" else None)
+        if self.constraint == "per_channel":
+            return self._designed(channels, None)
+        _ = self.price  # found when first needed
+        return self._designed(channels, self._prices)
 
-    def _designed(self, channels: Tensor, price: float | None) -> CoordinatedDesign:
-        candidates = self._narrowed(channels, price)
-        late = self.iterations // 4
-        candidates.search.run(self.iterations - late)
-        before = candidates.search.value
-        candidates.search.run(late)
-        after = candidates.search.value
+    def _designed(self, channels: Tensor, prices: Tensor | None) -> CoordinatedDesign:
+        """Designs at given prices (J,), or with L_r <= ε enforced."""
+        whole, streams, iterate, multiplier = self._narrowed(channels, prices)
+        change = torch.full_like(multiplier, math.inf)
+        problems, index = whole, torch.arange(len(multiplier), device=multiplier.device)
+        sensing = self._sensing(prices, None)
+        done, iterations = 0, self.iterations
+        while True:
+            objective, search = self._begin(
+                sensing, problems, streams[index], iterate[index], multiplier[index], prices, 3
+            )
+            late = -(-iterations // 4)
+            search.run(iterations - late)
+            before = search.value
+            search.run(late)
+            streams[index], iterate[index] = search.streams, objective.iterate
+            multiplier[index] = search.multiplier
+            change[index] = (search.value - before).abs() / search.value.abs().clamp_min(1.0)
+            done, iterations = done + iterations, 2 * iterations
+            moving = (change > self.tolerance).view(whole.starts.shape).flatten(1).any(1)
+            if done >= self.max_iterations or not bool(moving.any()):
+                break
+            problems, index = whole.of_channels(moving)
         return self._completed(
-            candidates.problems,
-            candidates.search.streams,
-            candidates.objective.iterate,
-            price,
-            candidates.search.multiplier,
-            (after - before).abs() / after.abs().clamp_min(1e-12),
+            whole, streams, iterate, multiplier, change, priced=prices is not None
         )
 
-    def _narrowed(self, channels: Tensor, price: float | None) -> _Candidates:
-        """The starts to refine, found on coarse grids, with their exact search begun."""
+    def _sensing(self, prices: Tensor | None, step_deg: float | None) -> Sensing | None:
+        """The loss on a grid of that spacing, or exact; None where it costs nothing."""
+        if prices is not None and not bool(prices.any()):
+            return None
+        return self._exact if step_deg is None else self._coarse.get(step_deg, self._exact)
+
+    def _narrowed(
+        self, channels: Tensor, prices: Tensor | None
+    ) -> tuple[Problems, Tensor, Tensor, Tensor]:
+        """The starts to refine, found on coarse grids: problems, V, iterates and multipliers."""
         problems = self._problems(channels)
-        first = _MULTIPLIER if price is None else price
-        multiplier = torch.full_like(problems.served[:, 0], first)
-        streams = self._starting_streams(problems, multiplier, price)
+        count = len(problems.served)
+        if prices is None:
+            multiplier = torch.full_like(problems.served[:, 0], _MULTIPLIER)
+        else:
+            multiplier = prices.to(problems.served.dtype).repeat(count // len(prices))
+        streams = self._starting_streams(problems, multiplier, prices)
         noise = self._noise(problems.radar, streams)
         iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
         for step_deg, iterations, kept in _SCREENING:
-            sensing = None if price == 0.0 else self._coarse.get(step_deg, self._exact)
-            phase = self._begin(sensing, problems, streams, iterate, multiplier, price)
-            phase.search.run(iterations)
-            value = phase.search.value.view(problems.starts.shape)
-            count = min(max(kept, self.refined), value.shape[1])
-            among = value.topk(count, 1, largest=False).indices
+            sensing = self._sensing(prices, step_deg)
+            objective, search = self._begin(sensing, problems, streams, iterate, multiplier, prices)
+            search.run(iterations)
+            value = search.value.view(problems.starts.shape)
+            among = value.topk(
+                min(max(kept, self.refined), value.shape[1]), 1, largest=False
+            ).indices
             index = problems.flat_index(among)
             problems = problems.keep(among)
-            streams, iterate = phase.search.streams[index], phase.objective.iterate[index]
-            multiplier = phase.search.multiplier[index]
-        sensing = None if price == 0.0 else self._exact
-        return self._begin(sensing, problems, streams, iterate, multiplier, price, 3)
+            streams, iterate = search.streams[index], objective.iterate[index]
+            multiplier = search.multiplier[index]
+        return problems, streams, iterate, multiplier
 
     def _starting_streams(
-        self, problems: Problems, multiplier: Tensor, price: float | None
+        self, problems: Problems, multiplier: Tensor, prices: Tensor | None
     ) -> Tensor:
         """V that spares the users of each start, (n, M_R, r); in the first by null steering.
 
@@ -209,7 +269,7 @@ class JointOracle(CoordinatedPolicy):
         radar, served = problems.radar[first], problems.served[first]
         offset = torch.full_like(served[:, 0], scenario.noise_power)
         search = WaveformSearch(
-            None if price == 0.0 else self._coarse.get(_SCREENING[0][0], self._exact),
+            self._sensing(prices, _SCREENING[0][0]),
             scenario.sensing_threshold,
             radar,
             scenario.radar_power,
@@ -217,7 +277,7 @@ class JointOracle(CoordinatedPolicy):
             streams[first],
             multiplier[first],
             stations=scenario.num_cells,
-            penalty=_PENALTY if price is None else 0.0,
+            penalty=_PENALTY if prices is None else 0.0,
         )
         search.run(_NULLING_ITERATIONS)
         streams[first] = search.streams
@@ -230,9 +290,9 @@ class JointOracle(CoordinatedPolicy):
         streams: Tensor,
         iterate: Tensor,
         multiplier: Tensor,
-        price: float | None,
+        prices: Tensor | None,
         wmmse_iterations: int = 2,
-    ) -> _Candidates:
+    ) -> tuple[RateObjective, WaveformSearch]:
         scenario = self.scenario
         objective = RateObjective(problems.link, scenario.noise_power, iterate, wmmse_iterations)
         search = WaveformSearch(
@@ -244,17 +304,9 @@ class JointOracle(CoordinatedPolicy):
             streams,
             multiplier,
             stations=scenario.num_cells,
-            penalty=_PENALTY if price is None else 0.0,
+            penalty=_PENALTY if prices is None else 0.0,
         )
-        return _Candidates(problems, objective, search)
-
-
-class _Candidates(NamedTuple):
-    """Problems, and the search that is under way for them."""
-
-    problems: Problems
-    objective: RateObjective
-    search: WaveformSearch
+        return objective, search
 
 
 def _subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tensor:

@@ -138,9 +138,12 @@ class PrecoderLink(Link):
             loading = noise * self.users / self.power
             if kind == "zf":  # its limit; the regularisation only keeps the system solvable
                 loading = 1e-10 * gram.diagonal(dim1=-2, dim2=-1).real + 1e-100
-            # A user that is not served does not constrain the directions of the others.
-            weak = loading / served.clamp_min(1e-6)
-            columns = adjoint @ torch.linalg.inv(gram + torch.diag_embed(weak).to(gram.dtype))
+            # A user that is not served does not constrain the directions of the others. Rounding
+            # must not make the system singular where users coincide and the noise is next to none.
+            least = 1e-13 * gram.diagonal(dim1=-2, dim2=-1).real + _TINY
+            weak = torch.maximum(loading / served.clamp_min(1e-6), least)
+            inverse, _ = torch.linalg.inv_ex(gram + torch.diag_embed(weak).to(gram.dtype))
+            columns = adjoint @ inverse
         norm = torch.linalg.vector_norm(columns, dim=-2)
         silent = norm <= _TINY
         amplitude = torch.where(silent, 0.0, shares.sqrt() / torch.where(silent, 1.0, norm))

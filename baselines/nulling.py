@@ -63,5 +63,5 @@ class NullSteering(CoordinatedPolicy):
         search.run(late)
         noise = self._noise(problems.radar, search.streams)
         iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
-        change = (search.value - before).abs() / search.value.abs().clamp_min(1e-12)
-        return self._completed(problems, search.streams, iterate, None, search.multiplier, change)
+        change = (search.value - before).abs() / search.value.abs().clamp_min(1.0)
+        return self._completed(problems, search.streams, iterate, search.multiplier, change)

@@ -232,14 +232,14 @@ def wmmse(
     """
     choice("start", start, Start)
     integer("num_starts", num_starts, 1)
-    if channels.ndim < 2 or not channels.is_complex():
+    if channels.ndim < 2 or not channels.is_complex() or 0 in channels.shape[-2:]:
         raise ValueError(
             f"channels must be complex of shape (..., K, M_C), got {channels.dtype} "
             f"{tuple(channels.shape)}"
         )
     lead = channels.shape[:-2]
-    noise = _checked(noise_power, power, channels, tolerance, max_iterations)
-    flat = channels.reshape(-1, *channels.shape[-2:]).to(torch.complex128)
+    noise = _checked(noise_power, power, channels, tolerance, max_iterations, seed)
+    flat = channels.reshape(math.prod(lead), *channels.shape[-2:]).to(torch.complex128)
     link = PrecoderLink(flat, power)
     run, chosen = _best_of_starts(
         link,
@@ -293,8 +293,8 @@ def scalar_wmmse(
     if bool((gains < 0).any()):
         raise ValueError(f"gains must be >= 0, got {float(gains.min())}")
     lead = gains.shape[:-2]
-    noise = _checked(noise_power, power, gains, tolerance, max_iterations)
-    link = PowerLink(gains.reshape(-1, *gains.shape[-2:]).to(torch.float64), power)
+    noise = _checked(noise_power, power, gains, tolerance, max_iterations, seed)
+    link = PowerLink(gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), power)
     run, chosen = _best_of_starts(
         link,
         noise,
@@ -314,18 +314,26 @@ def _checked(
     like: Tensor,
     tolerance: float,
     max_iterations: int,
+    seed: int,
 ) -> Tensor:
     """σ² broadcast to (n, K) in double precision, once all arguments are checked."""
     real("power", power, "a finite number > 0", lambda value: value > 0)
     real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
     integer("max_iterations", max_iterations, 1)
+    integer("seed", seed, 0)
     noise = torch.as_tensor(noise_power, dtype=torch.float64, device=like.device)
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
     if not bool(torch.isfinite(like).all()):
         name = "channels" if like.is_complex() else "gains"
         raise ValueError(f"{name} must be finite, got NaN or infinite entries")
-    return noise.expand(like.shape[:-1]).reshape(-1, like.shape[-2])
+    shape = like.shape[:-1]
+    try:
+        return noise.expand(shape).reshape(math.prod(shape[:-1]), shape[-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"noise_power must broadcast to {tuple(shape)}, got shape {tuple(noise.shape)}"
+        ) from error
 
 
 def _solution(
@@ -333,7 +341,7 @@ def _solution(
 ) -> WMMSESolution:
     return WMMSESolution(
         precoders=None if precoders is None else precoders.view(*lead, *precoders.shape[1:]),
-        powers=powers.view(*lead, -1),
+        powers=powers.view(*lead, powers.shape[-1]),
         rate=run.rate.view(lead),
         start=chosen.view(lead),
         iterations=run.iterations.view(lead),

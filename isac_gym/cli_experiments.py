@@ -66,7 +66,7 @@ def tradeoff(
 
     chosen = parse_scenario(scenario, settings)
     designs = 3 + (bound_channels != 0)
-    total = designs * len(threshold or FACTORS) + 2
+    total = designs * len(set(threshold or FACTORS)) + 2
     try:
         output.mkdir(parents=True, exist_ok=True)
         with _progress() as progress:

@@ -246,10 +246,10 @@ def _batched_latency(
 ) -> float:
     """As :func:`_latency` for a batch; a slow agent's calls in the evaluation are not repeated.
 
-    Of those, the first is left out if there are others.
+    Of those, the first is left out: it may hold what is done once.
     """
-    repeated = calls[1:] or calls
-    if np.median([seconds for seconds, _ in repeated]) > 1.0:
+    repeated = calls[1:]
+    if repeated and np.median([seconds for seconds, _ in repeated]) > 1.0:
         return float(np.median([seconds / count for seconds, count in repeated]))
     return _latency(agent, system, blocks.estimates[:_CHUNK, 0], deterministic)
 

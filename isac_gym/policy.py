@@ -193,18 +193,18 @@ REGISTRY: Final[dict[str, AgentEntry]] = {
     ),
     "communication-only": AgentEntry(
         "isac_gym.baselines:JointOracle",
-        "highest rate that the radar's power allows, whatever the sensing loss",
+        "highest rate of each station, whatever the sensing loss",
         options={"constraint": "expected", "price": 0.0},
         controls=_FIXED_DIRECTIONS,
     ),
     "joint": AgentEntry(
         "isac_gym.baselines:JointOracle",
-        "joint optimum of precoder and waveform, threshold kept on every channel",
+        "joint optimum of each station, threshold kept on every channel",
         controls=_FIXED_DIRECTIONS,
     ),
     "joint-expected": AgentEntry(
         "isac_gym.baselines:JointOracle",
-        "joint optimum of precoder and waveform, threshold kept on the mean",
+        "joint optimum of each station, threshold kept on the mean",
         options={"constraint": "expected"},
         controls=_FIXED_DIRECTIONS,
     ),

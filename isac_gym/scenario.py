@@ -293,9 +293,10 @@ class Scenario:
             check_threshold(self.sensing_threshold, **design)
 
     def sensing_floor(self) -> tuple[float, ...]:
-        """The smallest sensing loss that any radar covariance attains, one a station; cached.
+        """The smallest sensing loss of a radar covariance, one a station; cached.
 
-        It depends neither on the channels nor on the SNR.
+        It depends neither on the channels nor on the SNR. With fewer streams than antennas it is
+        the smallest that was found.
         """
         from isac_gym.physics.synthesis import best_beampattern
 

@@ -27,8 +27,9 @@ _FIRST = 0.1
 class BatchedLBFGS(Generic[_State]):
     """Minimises n functions of d real variables each, by L-BFGS with backtracking.
 
-    The two-loop recursion runs on inner products (Chen, Wang and Zhou, “Large-scale L-BFGS using
-    MapReduce”, 2014), which costs two passes over the stored vectors an iteration.
+    A problem whose step was refused keeps its oldest pair in the place of the newest: its direction
+    still descends. The two-loop recursion runs on inner products (Chen, Wang and Zhou, “Large-scale
+    L-BFGS using MapReduce”, 2014), which costs two passes over the stored vectors an iteration.
 
     Args:
         function: Maps points (n, d) to values (n,), gradients (n, d) and any state of the caller's.

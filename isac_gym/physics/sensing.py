@@ -78,6 +78,8 @@ class SensingModel:
             of a station is zero throughout.
     """
 
+    # Its constants take part in gradients, wherever the model is made.
+    @torch.inference_mode(mode=False)
     def __init__(
         self,
         num_antennas: int,

@@ -2,8 +2,8 @@ r"""Search for radar waveforms, batched: what users receive against the sensing 
 
 Minimises φ(q) over V with rows of norm √(P_R/M), where q_k = ‖f_kᵀV‖² is the radar power that user
 k receives, subject to L_r(VVᴴ) <= ε by an augmented Lagrangian, or with L_r at a fixed price. All
-problems of a batch advance together (:mod:`isac_gym.physics.lbfgs`). With as many streams as
-antennas the search over V has no local minima that a search over R would not have.
+problems of a batch advance together (:mod:`isac_gym.physics.lbfgs`). Where φ is convex and V has as
+many columns as rows, every local minimum is global (see :mod:`isac_gym.physics.synthesis`).
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class WaveformSearch:
         self.multiplier = multiplier.clone()
         self._penalty = penalty
         self.excess = torch.zeros_like(self.multiplier)
+        self._objective_value = torch.zeros_like(self.multiplier)
         # Entries of order 1, so that the search is scaled the same whatever the power.
         start = normalise_rows(streams, self._antennas)
         self._search = BatchedLBFGS(
@@ -257,8 +258,6 @@ class WaveformSearch:
 
     def _accept(self, mask: Tensor, state: tuple[Tensor, Tensor, Tensor]) -> None:
         value, excess, inner = state
-        if not hasattr(self, "_objective_value"):
-            self._objective_value = value
         self._objective_value = torch.where(mask, value, self._objective_value)
         self.excess = torch.where(mask, excess, self.excess)
         if self.objective is not None:
