@@ -113,7 +113,11 @@ def compare(
     env = make_env(scenario, settings)
     own = system_of(env).scenario
     control = own.control
-    names = [] if only else [name for name in agent_names(control) if name in REGISTRY]
+    names = [
+        name
+        for name in ([] if only else agent_names(control))
+        if name in REGISTRY and own.radar in REGISTRY[name].radars
+    ]
     if not only and control == "beamforming" and own.precoder_directions == "mrt":
         names.remove("equal-power")  # "mrt" is the same
     names += [name for name in agent or [] if name not in names]

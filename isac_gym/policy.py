@@ -127,6 +127,7 @@ class AgentEntry:
         learns: Whether it is trained before it is compared.
         options: Further keyword arguments of the target.
         controls: Control modes for which the agent exists.
+        radars: Kinds of radar for which it exists.
     """
 
     target: str
@@ -134,6 +135,7 @@ class AgentEntry:
     learns: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: frozenset[str] = frozenset({"power", "amplitude", "beamforming"})
+    radars: frozenset[str] = frozenset({"learned", "fixed"})
 
     def make(self, env: Any, **options: Any) -> Policy:
         """Build the agent for an environment; ``options`` go over those of the entry."""
@@ -142,6 +144,7 @@ class AgentEntry:
 
 
 _FIXED_DIRECTIONS: Final = frozenset({"power", "beamforming"})
+_LEARNED: Final = frozenset({"learned"})
 
 REGISTRY: Final[dict[str, AgentEntry]] = {
     "equal-power": AgentEntry(
@@ -190,23 +193,27 @@ REGISTRY: Final[dict[str, AgentEntry]] = {
         "isac_gym.baselines:NullSteering",
         "least radar power at the users within the threshold, WMMSE",
         controls=_FIXED_DIRECTIONS,
+        radars=_LEARNED,
     ),
     "communication-only": AgentEntry(
         "isac_gym.baselines:JointOracle",
         "highest rate of each station, whatever the sensing loss",
         options={"constraint": "expected", "price": 0.0},
         controls=_FIXED_DIRECTIONS,
+        radars=_LEARNED,
     ),
     "joint": AgentEntry(
         "isac_gym.baselines:JointOracle",
         "joint optimum of each station, threshold kept on every channel",
         controls=_FIXED_DIRECTIONS,
+        radars=_LEARNED,
     ),
     "joint-expected": AgentEntry(
         "isac_gym.baselines:JointOracle",
         "joint optimum of each station, threshold kept on the mean",
         options={"constraint": "expected"},
         controls=_FIXED_DIRECTIONS,
+        radars=_LEARNED,
     ),
     "primal-dual-paper": AgentEntry(
         "isac_gym.agents:PrimalDual",

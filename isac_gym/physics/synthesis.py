@@ -21,7 +21,7 @@ from isac_gym.physics.waveform import ExactSensing, WaveformSearch
 
 __all__ = ["BeampatternDesign", "best_beampattern", "check_threshold"]
 
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-7
 """Relative decrease over a number of iterations at which the search ends."""
 _CHECK_EVERY = 10
 _MOST_ITERATIONS = 1000
