@@ -1,13 +1,24 @@
-"""Dual variables of the expected constraints."""
+"""Dual variables of the expected constraints, and three rules by which they are raised."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["DualVariables"]
+from isac_gym.validation import choice, real
+
+__all__ = [
+    "AugmentedLagrangian",
+    "DualRule",
+    "DualVariables",
+    "ProportionalIntegral",
+    "make_duals",
+]
+
+DualRule: TypeAlias = Literal["ascent", "augmented", "pi", "none"]
 
 
 class DualVariables:
@@ -16,46 +27,242 @@ class DualVariables:
     λ ← [λ + η·(mean of the constraint over the batch)]₊, the reading of equations (21), (37) and
     (38) in which a violated constraint raises its multiplier.
 
+    With ``points`` there is one multiplier for each of P points of a grid of conditions, and every
+    sample has weights on them (:class:`~isac_gym.agents.conditions.ConditionGrid`): its multiplier
+    is their weighted mean, and it raises those that it weighs.
+
     Args:
         names: Names of the constraints.
         num_cells: Stations J.
-        step_size: η.
+        step_size: η > 0.
+        initial: Multipliers to begin with, by name; 0 where a name is missing.
+        points: Points P, or None for a single condition.
         device: Where the multipliers are.
+
+    Raises:
+        ValueError: If a step size or an initial multiplier is not allowed.
+
+    Attributes:
+        values: The multipliers by name, each (J,) or (P, J).
+        step_size: η; may be changed as training goes.
     """
 
     def __init__(
-        self, names: list[str], num_cells: int, step_size: float, device: torch.device | str = "cpu"
+        self,
+        names: Sequence[str],
+        num_cells: int,
+        step_size: float,
+        *,
+        initial: Mapping[str, float] | None = None,
+        points: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.step_size = step_size
-        self.values = {name: torch.zeros(num_cells, device=device) for name in names}
+        self.step_size = real("step_size", step_size, "a finite number > 0", lambda x: x > 0)
+        self.points = points
+        shape = (num_cells,) if points is None else (points, num_cells)
+        given = dict(initial or {})
+        for name, value in given.items():
+            if name not in names:
+                raise ValueError(f"initial must name constraints of {list(names)}, got {name!r}")
+            real(f"initial[{name!r}]", value, "a finite number >= 0", lambda x: x >= 0)
+        self.values = {
+            name: torch.full(shape, float(given.get(name, 0.0)), device=device) for name in names
+        }
 
-    def penalty(self, constraints: Mapping[str, Tensor]) -> Tensor:
-        """Σ λ·mean(constraint), the dual part of the Lagrangian.
+    def penalty(self, constraints: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
+        """The dual part of the Lagrangian, Σ λ·mean(constraint).
 
         Args:
             constraints: Signed constraints by name, each (n, J).
+            weights: Weights of each sample on the points, (n, P); None without points.
 
         Returns:
             Scalar tensor with gradient.
         """
-        terms = [(value * constraints[name].mean(0)).sum() for name, value in self.values.items()]
-        return torch.stack(terms).sum()
+        terms = [
+            self._term(self.values[name], self._means(constraints[name], weights)).sum()
+            for name in self.values
+        ]
+        return torch.stack(terms).sum() / (self.points or 1) if terms else torch.zeros(())
 
-    def load(self, values: Mapping[str, Tensor]) -> None:
-        """Take over multipliers.
+    @torch.no_grad()
+    def ascend(self, constraints: Mapping[str, Tensor], weights: Tensor | None = None) -> None:
+        """One step of the rule; arguments as in :meth:`penalty`."""
+        for name in self.values:
+            self._raise(name, self._means(constraints[name].detach(), weights))
+
+    def at(self, name: str, weights: Tensor | None = None) -> Tensor:
+        """Multipliers of a constraint: (J,), or (n, J) for weights (n, P)."""
+        value = self.values[name]
+        return value if weights is None else weights @ value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that :meth:`load_state_dict` needs."""
+        return dict(self.values)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state.
 
         Raises:
             ValueError: If names or shapes differ.
         """
-        shapes = {name: tuple(value.shape) for name, value in values.items()}
-        expected = {name: tuple(value.shape) for name, value in self.values.items()}
+        own = self.state_dict()
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        expected = {name: tuple(value.shape) for name, value in own.items()}
         if shapes != expected:
             raise ValueError(f"multipliers must have the shapes {expected}, got {shapes}")
-        for name, value in self.values.items():
-            value.copy_(values[name])
+        for name, value in own.items():
+            value.copy_(state[name])
 
-    @torch.no_grad()
-    def ascend(self, constraints: Mapping[str, Tensor]) -> None:
-        """One step of projected ascent; arguments as in :meth:`penalty`."""
-        for name, value in self.values.items():
-            value.add_(self.step_size * constraints[name].detach().mean(0)).clamp_min_(0.0)
+    def _means(self, constraint: Tensor, weights: Tensor | None) -> Tensor:
+        """Mean over the batch, (J,), or P times that of the weighted constraint, (P, J)."""
+        if weights is None:
+            return constraint.mean(0)
+        return weights.shape[-1] * (weights.mT @ constraint) / len(weights)
+
+    def _term(self, value: Tensor, mean: Tensor) -> Tensor:
+        return value * mean
+
+    def _raise(self, name: str, mean: Tensor) -> None:
+        self.values[name].add_(self.step_size * mean).clamp_min_(0.0)
+
+
+class AugmentedLagrangian(DualVariables):
+    """Multipliers with a quadratic penalty, by Rockafellar's form for inequalities.
+
+    The dual part is ([λ + ρ·m]₊² - λ²)/(2ρ) with m the mean of the constraint over the batch. It
+    makes the primal problem convex around a constrained minimum, which damps the oscillation of
+    plain ascent. The mean over a batch is noisy, and so its square is biased by ρ/2 times the
+    variance of m.
+
+    Args:
+        names: As in :class:`DualVariables`.
+        num_cells: As in :class:`DualVariables`.
+        step_size: η of λ ← [λ + η·m]₊; ρ is the classical choice.
+        penalty: ρ > 0.
+        initial: As in :class:`DualVariables`.
+        points: As in :class:`DualVariables`.
+        device: As in :class:`DualVariables`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        num_cells: int,
+        step_size: float,
+        *,
+        penalty: float,
+        initial: Mapping[str, float] | None = None,
+        points: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(names, num_cells, step_size, initial=initial, points=points, device=device)
+        self.penalty_weight = real("penalty", penalty, "a finite number > 0", lambda x: x > 0)
+
+    def _term(self, value: Tensor, mean: Tensor) -> Tensor:
+        weight = self.penalty_weight
+        raised = (value + weight * mean).clamp_min(0.0)
+        return (raised.square() - value.square()) / (2.0 * weight)
+
+
+class ProportionalIntegral(DualVariables):
+    """Multipliers set by a proportional-integral controller of the violation.
+
+    I ← [I + η·m]₊ and λ = [I + κ·m̄]₊ with m̄ the exponentially smoothed mean of the constraint: the
+    proportional part answers a violation at once and damps the integral's oscillation (Stooke,
+    Achiam and Abbeel, “Responsive safety in reinforcement learning by PID Lagrangian methods”,
+    2020).
+
+    Args:
+        names: As in :class:`DualVariables`.
+        num_cells: As in :class:`DualVariables`.
+        step_size: η.
+        gain: κ >= 0.
+        smoothing: Share of the past in m̄, in [0, 1).
+        initial: As in :class:`DualVariables`, of the integral part.
+        points: As in :class:`DualVariables`.
+        device: As in :class:`DualVariables`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        num_cells: int,
+        step_size: float,
+        *,
+        gain: float,
+        smoothing: float = 0.9,
+        initial: Mapping[str, float] | None = None,
+        points: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(names, num_cells, step_size, initial=initial, points=points, device=device)
+        self.gain = real("gain", gain, "a finite number >= 0", lambda x: x >= 0)
+        self.smoothing = real("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
+        self._integral = {name: value.clone() for name, value in self.values.items()}
+        self._smoothed = {name: torch.zeros_like(value) for name, value in self.values.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`DualVariables.state_dict`."""
+        state = dict(self.values)
+        state |= {f"integral.{name}": value for name, value in self._integral.items()}
+        return state | {f"smoothed.{name}": value for name, value in self._smoothed.items()}
+
+    def _raise(self, name: str, mean: Tensor) -> None:
+        integral, smoothed = self._integral[name], self._smoothed[name]
+        integral.add_(self.step_size * mean).clamp_min_(0.0)
+        smoothed.mul_(self.smoothing).add_((1.0 - self.smoothing) * mean)
+        torch.clamp_min(integral + self.gain * smoothed, 0.0, out=self.values[name])
+
+
+class _Unpriced(DualVariables):
+    """Multipliers that stay at zero."""
+
+    def _raise(self, name: str, mean: Tensor) -> None:
+        pass
+
+
+def make_duals(
+    rule: DualRule,
+    names: Sequence[str],
+    num_cells: int,
+    step_size: float,
+    *,
+    gain: float,
+    initial: Mapping[str, float] | None = None,
+    points: int | None = None,
+    device: torch.device | str = "cpu",
+) -> DualVariables:
+    """Dual variables by the name of their rule.
+
+    Args:
+        rule: ``"ascent"``, ``"augmented"``, ``"pi"``, or ``"none"``: they stay at zero.
+        names: Names of the constraints.
+        num_cells: Stations J.
+        step_size: η.
+        gain: ρ of ``"augmented"``, κ of ``"pi"``.
+        initial: Multipliers to begin with, by name.
+        points: Points P of a grid of conditions, or None.
+        device: Where the multipliers are.
+
+    Raises:
+        ValueError: If there is no such rule, or a number is not allowed.
+    """
+    choice("rule", rule, DualRule)
+    if rule == "augmented":
+        return AugmentedLagrangian(
+            names,
+            num_cells,
+            step_size,
+            penalty=gain,
+            initial=initial,
+            points=points,
+            device=device,
+        )
+    if rule == "pi":
+        return ProportionalIntegral(
+            names, num_cells, step_size, gain=gain, initial=initial, points=points, device=device
+        )
+    kind = _Unpriced if rule == "none" else DualVariables
+    given = None if rule == "none" else initial
+    return kind(names, num_cells, step_size, initial=given, points=points, device=device)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from isac_gym.agents.conditions import Conditions
 from isac_gym.codec import own_channels
 from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.waveform import normalise_rows
@@ -49,6 +50,12 @@ class FullyConnected(nn.Module):
             nn.init.constant_(layer.bias, 0.01)
             self.layers.append(layer)
 
+    def output_layers(self) -> list[nn.Linear]:
+        """The last layer."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return [last]
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (n, num_inputs) to (n, num_outputs)."""
         hidden = inputs
@@ -75,9 +82,13 @@ class DirectPolicy(nn.Module):
             codec.observation_size, hidden_sizes, codec.action_size, generator
         )
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Map observations (n, N) to actions (n, A) within (-1, 1)."""
+    def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
+        """Map observations (n, N) to actions (n, A) within (-1, 1); conditions are ignored."""
         return torch.tanh(self.body(observation))
+
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers whose outputs are the action."""
+        return self.body.output_layers()
 
 
 class ModelBasedPolicy(nn.Module):
@@ -121,13 +132,15 @@ class ModelBasedPolicy(nn.Module):
             generator,
         )
         self.register_buffer("best_streams", system.best_streams(), persistent=False)
-        last = self.body.layers[-1]
-        assert isinstance(last, nn.Linear)
         with torch.no_grad():
-            last.weight *= 0.1
+            self.body.output_layers()[0].weight *= 0.1
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Map observations (n, N) to actions (n, A) within [-1, 1]."""
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers whose outputs are the numbers in the formulas."""
+        return self.body.output_layers()
+
+    def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
+        """Map observations (n, N) to actions (n, A) within [-1, 1]; conditions are ignored."""
         scenario = self.system.scenario
         own = own_channels(self.system.codec.channels(observation))
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)

@@ -1,30 +1,31 @@
-"""The training loop: primal descent on the policy, dual ascent on the multipliers.
+"""The training loop of all learning agents: gradient steps on a loss and updates of its state.
 
-Training is unsupervised: channels are drawn from the environment's own model, and the gradient
-flows from rates and constraints through the physics into the network.
+In primal-dual learning the loss is a Lagrangian and its state the multipliers: channels are drawn
+from the environment's own model, and the gradient flows from rates and constraints through the
+physics into the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isac_gym.agents.duals import DualVariables
+from isac_gym.agents.losses import LossValue, TrainingLoss
 from isac_gym.agents.serialization import read_archive, write_archive
-from isac_gym.channels import ChannelModel, ChannelProcess
-from isac_gym.system import ISACSystem, Outcome
 from isac_gym.validation import integer
 
 __all__ = [
     "Callback",
     "CheckpointError",
+    "StatefulCallback",
     "TrainingError",
     "TrainingProgress",
     "TrainingSettings",
@@ -32,7 +33,9 @@ __all__ = [
     "train",
 ]
 
-_CHECKPOINT = "training checkpoint"
+_CHECKPOINT: Final = "training checkpoint"
+_STUCK: Final = 20
+"""Iterations without any gradient after which a training counts as failed: nothing could move."""
 
 
 class TrainingError(RuntimeError):
@@ -49,19 +52,27 @@ class TrainingSettings:
 
     Attributes:
         iterations: Gradient steps.
-        batch_size: Channels a step.
-        learning_rate: Initial step size of Adam.
+        learning_rate: Step size of Adam.
         final_learning_rate: Step size at the end, reached by a cosine; None keeps it constant.
+        warmup_iterations: Iterations in which the step size rises to its full value.
         gradient_clip: Largest norm of a gradient; None does not clip.
-        relative_constraints: Whether the multipliers weigh excess/limit; otherwise plain excess.
     """
 
     iterations: int
-    batch_size: int
     learning_rate: float
     final_learning_rate: float | None = None
+    warmup_iterations: int = 0
     gradient_clip: float | None = None
-    relative_constraints: bool = True
+
+    def learning_rate_at(self, iteration: int) -> float:
+        """Step size of an iteration, counted from 0."""
+        rate = self.learning_rate
+        if self.final_learning_rate is not None:
+            fall = 0.5 * (1.0 + math.cos(math.pi * iteration / self.iterations))
+            rate = self.final_learning_rate + (rate - self.final_learning_rate) * fall
+        if iteration < self.warmup_iterations:
+            rate *= (iteration + 1) / self.warmup_iterations
+        return rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,27 +82,43 @@ class TrainingProgress:
     Attributes:
         iteration: Iterations done.
         iterations: Iterations in all.
+        loss: Loss.
         sum_rate: Mean spectral efficiency, in bit/s/Hz.
         constraints: Mean of each signed constraint, relative to its limit, over the stations.
         multipliers: Mean of each multiplier over the stations.
+        learning_rate: Step size.
     """
 
     iteration: int
     iterations: int
+    loss: float
     sum_rate: float
     constraints: dict[str, float]
     multipliers: dict[str, float]
+    learning_rate: float
 
 
 Callback: TypeAlias = Callable[[TrainingProgress], bool | None]
 """Called after every iteration; returning False ends the training."""
 
 
+@runtime_checkable
+class StatefulCallback(Protocol):
+    """A callback whose state belongs to a checkpoint, as plain JSON types."""
+
+    def __call__(self, progress: TrainingProgress) -> bool | None:
+        """See :data:`Callback`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+
+
 def train(
     network: nn.Module,
-    system: ISACSystem,
-    model: ChannelModel,
-    duals: DualVariables,
+    loss: TrainingLoss,
     settings: TrainingSettings,
     *,
     rng: np.random.Generator,
@@ -99,129 +126,122 @@ def train(
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
-) -> None:
-    """Train a network in place.
+) -> int:
+    """Train a network in place; parameters that require no gradient stay as they are.
 
     With a checkpoint file a training that was killed goes on where it was last saved and ends
     with the result of an uninterrupted one.
 
     Args:
         network: Maps observations (n, N) to actions (n, A) within [-1, 1].
-        system: Differentiable system.
-        model: How channels are drawn.
-        duals: Multipliers, changed in place.
+        loss: What is minimised; its state changes as training goes.
         settings: How to train.
         rng: The only source of randomness; its state is saved with the checkpoint.
         identity: What tells this training from others, as plain JSON types; a checkpoint of
             another one is refused.
-        callback: Called after every iteration; returning False ends the training.
+        callback: Called after every iteration; returning False ends the training. The state of a
+            :class:`StatefulCallback` is saved with the checkpoint.
         checkpoint: File to go on from and to save to.
         checkpoint_every: Iterations between two savings.
 
+    Returns:
+        Iterations done, in this call and before it.
+
     Raises:
-        TrainingError: If the loss or a gradient is not finite; the message names the iteration
-            and the last good checkpoint.
+        TrainingError: If the loss or a gradient is not finite, or the gradient vanishes for many
+            iterations; the message names the iteration and the last good checkpoint.
         ValueError: If ``checkpoint_every`` is no integer >= 1.
         CheckpointError: If the checkpoint is damaged, or of another training.
     """
     integer("checkpoint_every", checkpoint_every, 1)
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    process = ChannelProcess(model, system.scenario, settings.batch_size)
+    parameters = [value for value in network.parameters() if value.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     described = {
         "kind": _CHECKPOINT,
-        "identity": {
-            **identity,
-            "settings": dataclasses.asdict(settings),
-            "scenario": system.scenario.to_dict(),
-            "channel_model": type(model).__qualname__,
-        },
+        "identity": {**identity, "settings": dataclasses.asdict(settings)},
     }
+    state = callback if isinstance(callback, StatefulCallback) else None
+    training = _Training(network, loss, optimiser, rng, state)
     done = 0
     if checkpoint is not None and Path(checkpoint).exists():
-        done = _restore(checkpoint, described, network, optimiser, duals, rng)
+        done = _restore(checkpoint, described, training)
+    limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
+    stuck = 0
     for iteration in range(done, settings.iterations):
+        rate = settings.learning_rate_at(iteration)
         for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(settings, iteration)
-        process.start(rng)
-        outcome = _outcome(network, system, process)
-        constraints = outcome.constraints
-        if not settings.relative_constraints:
-            constraints = {name: value * system.limits[name] for name, value in constraints.items()}
-        loss = duals.penalty(constraints) - outcome.sum_rate.mean()
+            group["lr"] = rate
+        value = loss.evaluate(network, rng)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = float("inf") if settings.gradient_clip is None else settings.gradient_clip
-        norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "none was saved"
+        value.loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        stuck = stuck + 1 if bool(norm == 0) else 0
+        finite = bool(torch.isfinite(value.loss.detach()) & torch.isfinite(norm))
+        if not finite or stuck == _STUCK:
+            saved = "none was saved"
+            if checkpoint is not None and Path(checkpoint).exists():
+                saved = f"the last good checkpoint is {checkpoint}"
+            what = "diverged" if not finite else f"has had no gradient for {_STUCK} iterations"
             raise TrainingError(
-                f"training diverged at iteration {iteration + 1}: loss {loss.item()}, gradient "
-                f"norm {norm.item()}; {saved}"
+                f"training {what} at iteration {iteration + 1}: loss {value.loss.item()}, "
+                f"gradient norm {norm.item()}; {saved}"
             )
         optimiser.step()
-        duals.ascend(constraints)
+        loss.update(value, iteration / settings.iterations)
         done = iteration + 1
-        last = done == settings.iterations
-        if checkpoint is not None and (last or done % checkpoint_every == 0):
-            _save(checkpoint, described, network, optimiser, duals, rng, done)
-        if callback is not None and callback(_progress(done, settings, outcome, duals)) is False:
+        go_on = True
+        if callback is not None:
+            progress = _progress(done, settings.iterations, value, loss, rate)
+            go_on = callback(progress) is not False
+        last = done == settings.iterations or not go_on
+        if checkpoint is not None and stuck == 0 and (last or done % checkpoint_every == 0):
+            _save(checkpoint, described, training, done)
+        if not go_on:
             break
+    return done
 
 
-def _outcome(network: nn.Module, system: ISACSystem, process: ChannelProcess) -> Outcome:
-    observation = torch.from_numpy(system.codec.observation(process.estimates)).to(system.device)
-    channels = torch.from_numpy(process.channels).to(system.device)
-    estimates = torch.from_numpy(process.estimates).to(system.device)
-    return system.step(channels, network(observation), estimates)
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """All that a checkpoint holds."""
 
-
-def _learning_rate(settings: TrainingSettings, iteration: int) -> float:
-    if settings.final_learning_rate is None:
-        return settings.learning_rate
-    fraction = iteration / settings.iterations
-    span = settings.learning_rate - settings.final_learning_rate
-    return settings.final_learning_rate + span * 0.5 * (1.0 + float(np.cos(np.pi * fraction)))
+    network: nn.Module
+    loss: TrainingLoss
+    optimiser: torch.optim.Adam
+    rng: np.random.Generator
+    callback: StatefulCallback | None
 
 
 def _progress(
-    done: int, settings: TrainingSettings, outcome: Outcome, duals: DualVariables
+    done: int, iterations: int, value: LossValue, loss: TrainingLoss, rate: float
 ) -> TrainingProgress:
     return TrainingProgress(
         iteration=done,
-        iterations=settings.iterations,
-        sum_rate=float(outcome.sum_rate.detach().mean()),
+        iterations=iterations,
+        loss=float(value.loss.detach()),
+        sum_rate=float(value.sum_rate.detach().mean()),
         constraints={
-            name: float(value.detach().mean()) for name, value in outcome.constraints.items()
+            name: float(constraint.detach().mean())
+            for name, constraint in value.constraints.items()
         },
-        multipliers={name: float(value.mean()) for name, value in duals.values.items()},
+        multipliers=loss.multipliers(),
+        learning_rate=rate,
     )
 
 
-def _save(
-    path: str | Path,
-    described: dict[str, Any],
-    network: nn.Module,
-    optimiser: torch.optim.Adam,
-    duals: DualVariables,
-    rng: np.random.Generator,
-    done: int,
-) -> None:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"duals.{name}": value for name, value in duals.values.items()}
-    for index, state in optimiser.state_dict()["state"].items():
+def _save(path: str | Path, described: dict[str, Any], training: _Training, done: int) -> None:
+    network, loss = training.network.state_dict(), training.loss.state_dict()
+    tensors = {f"network.{name}": value for name, value in network.items()}
+    tensors |= {f"loss.{name}": value for name, value in loss.items()}
+    for index, state in training.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-    meta = {**described, "iterations_done": done, "rng": rng.bit_generator.state}
+    meta = {**described, "iterations_done": done, "rng": training.rng.bit_generator.state}
+    if training.callback is not None:
+        meta["callback"] = training.callback.state_dict()
     write_archive(path, meta, tensors)
 
 
-def _restore(
-    path: str | Path,
-    described: dict[str, Any],
-    network: nn.Module,
-    optimiser: torch.optim.Adam,
-    duals: DualVariables,
-    rng: np.random.Generator,
-) -> int:
+def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> int:
     meta, tensors = read_archive(path, _CHECKPOINT)
     saved, own = meta.get("identity", {}), described["identity"]
     differing = [key for key in own if saved.get(key) != own[key]]
@@ -239,15 +259,17 @@ def _restore(
         }
 
     try:
-        network.load_state_dict(part("network."))
-        duals.load(part("duals."))
+        training.network.load_state_dict(part("network."))
+        training.loss.load_state_dict(part("loss."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in part("optimiser.").items():
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = value
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": state, "param_groups": groups})
-        rng.bit_generator.state = meta["rng"]
+        groups = training.optimiser.state_dict()["param_groups"]
+        training.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        training.rng.bit_generator.state = meta["rng"]
+        if training.callback is not None:
+            training.callback.load_state_dict(meta.get("callback", {}))
         return int(meta["iterations_done"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
@@ -287,27 +309,49 @@ def reporting(
         bar.start()
         task = bar.add_task(title, total=None, state="")
 
-    def report(progress: TrainingProgress) -> bool | None:
+    def show(progress: TrainingProgress) -> None:
         last = progress.iteration == progress.iterations
         if bar is not None and (last or progress.iteration % 10 == 0):
             state = f"{progress.sum_rate:.2f} bit/s/Hz"
             for name, value in progress.constraints.items():
-                multiplier = progress.multipliers[name]
+                multiplier = progress.multipliers.get(name, 0.0)
                 if value > 1e-6 or multiplier > 0.0:
                     state += f", {name} {value:+.1%} (λ {multiplier:.2g})"
             bar.update(task, total=progress.iterations, completed=progress.iteration, state=state)
         if writer is not None and (last or progress.iteration % 10 == 0):
-            writer.add_scalar("train/sum_rate", progress.sum_rate, progress.iteration)
-            for name, value in progress.constraints.items():
-                writer.add_scalar(f"train/constraint_{name}", value, progress.iteration)
-                multiplier = progress.multipliers[name]
-                writer.add_scalar(f"train/multiplier_{name}", multiplier, progress.iteration)
-        return callback(progress) if callback is not None else None
+            scalars = {
+                "loss": progress.loss,
+                "sum_rate": progress.sum_rate,
+                "learning_rate": progress.learning_rate,
+            }
+            scalars |= {f"constraint_{name}": x for name, x in progress.constraints.items()}
+            scalars |= {f"multiplier_{name}": x for name, x in progress.multipliers.items()}
+            for name, value in scalars.items():
+                writer.add_scalar(f"train/{name}", value, progress.iteration)
 
     try:
-        yield report
+        yield _Reporting(show, callback)
     finally:
         if bar is not None:
             bar.stop()
         if writer is not None:
             writer.close()
+
+
+class _Reporting:
+    """Shows the progress, then calls the user's callback, whose state it passes on."""
+
+    def __init__(self, show: Callable[[TrainingProgress], None], callback: Callback | None) -> None:
+        self._show, self._callback = show, callback
+
+    def __call__(self, progress: TrainingProgress) -> bool | None:
+        self._show(progress)
+        return self._callback(progress) if self._callback is not None else None
+
+    def state_dict(self) -> dict[str, Any]:
+        held = self._callback
+        return held.state_dict() if isinstance(held, StatefulCallback) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if isinstance(self._callback, StatefulCallback) and state:
+            self._callback.load_state_dict(state)

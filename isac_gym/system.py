@@ -117,32 +117,43 @@ class ISACSystem:
         stacked = torch.stack([design.streams for design in designs])
         return stacked.to(self.device, self.dtype.to_complex())
 
-    def step(self, channels: Tensor, action: Tensor, estimates: Tensor | None = None) -> Outcome:
+    def step(
+        self,
+        channels: Tensor,
+        action: Tensor,
+        estimates: Tensor | None = None,
+        noise_power: Tensor | None = None,
+    ) -> Outcome:
         """Outcome of an action.
 
         Args:
             channels: True channels, complex (..., J, J, K, M).
             action: Real tensor (..., A) within [-1, 1].
             estimates: Channels as observed, same shape; None means the true ones.
+            noise_power: N0 of each block instead of the scenario's, shape (...), in W.
 
         Returns:
             The outcome, with the leading dimensions of the input.
         """
         seen = channels if estimates is None else estimates
-        return self.evaluate(channels, self.codec.decode(action, seen))
+        return self.evaluate(channels, self.codec.decode(action, seen), noise_power)
 
-    def evaluate(self, channels: Tensor, transmission: Transmission) -> Outcome:
+    def evaluate(
+        self, channels: Tensor, transmission: Transmission, noise_power: Tensor | None = None
+    ) -> Outcome:
         """Outcome of a transmission.
 
         Args:
             channels: True channels, complex (..., J, J, K, M).
             transmission: What is transmitted.
+            noise_power: N0 of each block instead of the scenario's, shape (...), in W.
 
         Returns:
             The outcome, with the leading dimensions of the input.
         """
         powers = link_powers(channels, transmission.precoders, transmission.streams)
-        ratio = sinr(powers, self._noise)
+        noise = self._noise if noise_power is None else noise_power[..., None, None]
+        ratio = sinr(powers, noise)
         rates = spectral_efficiency(ratio)
         scheduling = None
         if transmission.access is not None:

@@ -32,6 +32,8 @@ __all__ = ["SensingLoss", "SensingModel"]
 
 _PairSum: TypeAlias = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
+_TINY_SQUARE = 1e-14
+"""Keeps the second derivative of a magnitude finite where it vanishes, W²."""
 _TILES = 4
 _CPU_BLOCK = 64
 _GPU_BLOCK = 1024
@@ -133,6 +135,8 @@ class SensingModel:
         self._compiled = (
             CompiledPairs(grid, num_antennas, spacing) if CompiledPairs.supports(grid) else None
         )
+        self._real_steering = real_steering
+        self._off_diagonal = 1.0 - torch.eye(len(grid), dtype=dtype, device=device)
         self._unitary = constant(realifying_unitary(num_antennas))
         self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
         self._lags, self._lag_pattern = map(constant, _lag_maps(grid, num_antennas, spacing))
@@ -167,12 +171,14 @@ class SensingModel:
         Returns:
             Real tensor (...), in W².
         """
-        if self.pattern_scale == "optimal":
-            scale = (self.desired * pattern).sum(-1) / self.desired.sum(-1)
-            wanted = scale.clamp_min(0.0)[..., None] * self.desired
-        else:
-            wanted = self._wanted
-        return (wanted - pattern).square().mean(-1)
+        return (self._scaled_pattern(pattern) - pattern).square().mean(-1)
+
+    def _scaled_pattern(self, pattern: Tensor) -> Tensor:
+        """α d(θ), which with a fixed scale does not depend on the pattern (..., L)."""
+        if self.pattern_scale != "optimal":
+            return self._wanted
+        scale = (self.desired * pattern).sum(-1) / self.desired.sum(-1)
+        return scale.clamp_min(0.0)[..., None] * self.desired
 
     def cross_correlation(self, covariance: Tensor, pattern: Tensor | None = None) -> Tensor:
         """Cross-correlation term L_r2, equation (9) or one of its squared forms.
@@ -185,11 +191,8 @@ class SensingModel:
             Real tensor (...), in W or W².
         """
         if self.cross_correlation_form == "grid_abs":
-            if (
-                self._compiled is not None
-                and covariance.dtype == torch.complex64
-                and covariance.device.type == "cpu"
-            ):
+            if self._compiled_for(covariance):
+                assert self._compiled is not None
                 summed: _PairSum = self._compiled
             else:
                 summed = self._plans[covariance.numel() > self.num_antennas**2]
@@ -217,6 +220,78 @@ class SensingModel:
                 squares.triu(1).sum((-2, -1)) * (2.0 / (count * (count - 1)) if count > 1 else 0.0)
             )
         return torch.stack(terms, -1) if self.per_station else terms[0]
+
+    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """L_r and its gradient by R, both differentiable: for algorithms that are learned through.
+
+        Args:
+            covariance: Hermitian R as in :meth:`__call__`, in W.
+
+        Returns:
+            L_r (...) and G = ∂L_r/∂R, complex Hermitian (..., M, M): dL_r = Re tr(G dR).
+        """
+        if self.cross_correlation_form != "grid_abs":
+            return self._taped_gradient(covariance)
+        error, by_error = self.error_with_gradient(covariance)
+        correlation, by_correlation = self.correlation_with_gradient(covariance)
+        return error + correlation, by_error + by_correlation
+
+    def error_with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """L_r1 and its gradient by R, as :meth:`with_gradient`."""
+        pattern = self.beampattern(covariance)
+        difference = pattern - self._scaled_pattern(pattern)
+        # At the optimal scale the derivative by the scale vanishes.
+        slope = (2.0 / len(self.grid_deg)) * difference
+        return difference.square().mean(-1), self.by_pattern(slope)
+
+    def by_pattern(self, slope: Tensor) -> Tensor:
+        """The gradient by R, Hermitian (..., M, M), of what has the gradient (..., L) by P(θ)."""
+        flat = (slope @ self._lag_pattern.mT) @ self._lags.mT
+        matrix = flat.unflatten(-1, (self.num_antennas, self.num_antennas, 2))
+        return torch.view_as_complex(matrix.contiguous())
+
+    def correlation_with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """L_r2 of ``"grid_abs"`` and its gradient by R, as :meth:`with_gradient`.
+
+        Holds the pattern of all pairs: meant for coarse grids.
+        """
+        if self._compiled_for(covariance) and not (
+            torch.is_grad_enabled() and covariance.requires_grad
+        ):
+            assert self._compiled is not None
+            value, gradient = self._compiled(covariance, True)
+            assert gradient is not None
+            # Its loop visits each pair once, so its gradient is not Hermitian by itself.
+            return self._pairs * value, 0.5 * self._pairs * (gradient + gradient.mH)
+        turned = self._unitary_adjoint @ covariance @ self._unitary
+        steering = self._real_steering
+        real = steering @ turned.real @ steering.mT
+        imaginary = steering @ turned.imag @ steering.mT
+        magnitude = (real.square() + imaginary.square() + _TINY_SQUARE).sqrt()
+        weight = self._off_diagonal / magnitude
+        value = 0.5 * self._pairs * (magnitude * self._off_diagonal).sum((-2, -1))
+        inner = torch.complex(
+            steering.mT @ (real * weight) @ steering, steering.mT @ (imaginary * weight) @ steering
+        )
+        return value, 0.5 * self._pairs * (self._unitary @ inner @ self._unitary_adjoint)
+
+    def _taped_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        taped = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = covariance if covariance.requires_grad else covariance.clone()
+            leaf.requires_grad_(True)
+            value = self(leaf).total
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=taped)
+        if not taped:
+            value = value.detach()
+        return value, 0.5 * (gradient + gradient.mH)
+
+    def _compiled_for(self, covariance: Tensor) -> bool:
+        return (
+            self._compiled is not None
+            and covariance.dtype == torch.complex64
+            and covariance.device.type == "cpu"
+        )
 
     def __call__(self, covariance: Tensor) -> SensingLoss:
         """Sensing loss of a batch of covariances.

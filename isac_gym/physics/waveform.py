@@ -56,6 +56,9 @@ class Sensing(Protocol):
     def loss(self, covariance: Tensor) -> Tensor:
         """L_r."""
 
+    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """L_r and its gradient by R, Hermitian (..., J, M, M), both differentiable."""
+
 
 class ExactSensing:
     """The sensing loss as it is.
@@ -70,6 +73,10 @@ class ExactSensing:
     def loss(self, covariance: Tensor) -> Tensor:
         """See :meth:`Sensing.loss`."""
         return self._model(covariance).total
+
+    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Sensing.with_gradient`."""
+        return self._model.with_gradient(covariance)
 
 
 class CoarseSensing:
@@ -96,16 +103,32 @@ class CoarseSensing:
             dtype=model.desired.dtype,
             device=model.desired.device,
         )
+        many, few = len(model.grid_deg), len(self._coarse.grid_deg)
+        self._scale = many * (few - 1) / (few * (many - 1))
+        fine, coarse = model.by_pattern(_ones(model)), self._coarse.by_pattern(_ones(self._coarse))
+        self._diagonals = ((many / few) ** 2 * coarse - fine) / (many * (many - 1))
 
     def loss(self, covariance: Tensor) -> Tensor:
         """See :meth:`Sensing.loss`."""
         pattern = self._model.beampattern(covariance)
-        coarse = self._coarse.beampattern(covariance)
-        many, few = pattern.shape[-1], coarse.shape[-1]
-        pairs = (few * few - few) * self._coarse.cross_correlation(covariance, coarse)
-        mean = (pairs + coarse.sum(-1)) / (few * few)
-        correlation = (many * many * mean - pattern.sum(-1)) / (many * many - many)
-        return self._model.beampattern_error(pattern) + correlation
+        correlation = self._coarse.cross_correlation(covariance)
+        return self._model.beampattern_error(pattern) + self._scaled(correlation, covariance)
+
+    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`~isac_gym.physics.sensing.SensingModel.with_gradient`."""
+        error, by_error = self._model.error_with_gradient(covariance)
+        correlation, gradient = self._coarse.correlation_with_gradient(covariance)
+        value = error + self._scaled(correlation, covariance)
+        return value, by_error + self._scale * gradient + self._diagonals
+
+    def _scaled(self, correlation: Tensor, covariance: Tensor) -> Tensor:
+        """The correlation on the fine grid."""
+        diagonals = (covariance * self._diagonals.conj()).real.sum((-2, -1))
+        return self._scale * correlation + diagonals
+
+
+def _ones(model: SensingModel) -> Tensor:
+    return torch.ones_like(model.desired[..., -1:]).expand_as(model.desired)
 
 
 class Objective(Protocol):

@@ -1,0 +1,228 @@
+"""Callbacks for training: evaluation, snapshots, stopping on convergence.
+
+As in Stable-Baselines3, except that a callback is any function of a
+:class:`~isac_gym.agents.trainer.TrainingProgress`; these are classes because they hold a state,
+which is saved with a training's checkpoint, so that a resumed training goes on with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from isac_gym.agents.learner import LearningAgent
+from isac_gym.agents.trainer import Callback, StatefulCallback, TrainingProgress
+from isac_gym.channels import ChannelProcess
+from isac_gym.validation import integer, real
+
+__all__ = [
+    "CallbackList",
+    "CheckpointCallback",
+    "Evaluation",
+    "EvaluationCallback",
+    "StopOnConvergence",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Means over the evaluation channels after an iteration.
+
+    Attributes:
+        iteration: Iterations done.
+        sum_rate: Spectral efficiency, in bit/s/Hz.
+        constraints: Each constraint's mean at the station where it is worst, relative to its limit.
+        is_best: Whether no earlier evaluation was better: the highest rate among those whose
+            constraints hold, or the least violation while none does.
+    """
+
+    iteration: int
+    sum_rate: float
+    constraints: dict[str, float]
+    is_best: bool
+
+    @property
+    def violation(self) -> float:
+        """The largest constraint; at most 0 if all hold."""
+        return max(self.constraints.values())
+
+
+class EvaluationCallback:
+    """Evaluates an agent on a fixed set of channels as it trains, and keeps the best feasible one.
+
+    Args:
+        agent: The agent that trains.
+        every: Iterations between two evaluations; there is one after the last as well.
+        channels: Number of channels, drawn from the environment's model.
+        seed: Their seed; training never draws them.
+        tolerance: Relative excess of a constraint's mean up to which it holds.
+        best: File to save the best agent to, whenever there is a better one; None saves none.
+        then: Called with every :class:`Evaluation`; returning False ends the training.
+
+    Attributes:
+        history: The evaluations so far.
+    """
+
+    def __init__(
+        self,
+        agent: LearningAgent,
+        every: int = 100,
+        *,
+        channels: int = 1024,
+        seed: int = 0,
+        tolerance: float = 5e-3,
+        best: str | Path | None = None,
+        then: StopOnConvergence | None = None,
+    ) -> None:
+        self._agent = agent
+        self.every = integer("every", every, 1)
+        self.tolerance = real("tolerance", tolerance, "a number >= 0", lambda x: x >= 0)
+        self.best, self._then = best, then
+        model = agent.channel_model
+        process = ChannelProcess(model, agent.scenario, integer("channels", channels, 1))
+        process.start(np.random.default_rng((0xE7A1, integer("seed", seed, 0))))
+        self._channels, self._estimates = process.channels, process.estimates
+        self.history: list[Evaluation] = []
+
+    def __call__(self, progress: TrainingProgress) -> bool | None:
+        """Evaluate if it is time."""
+        if progress.iteration % self.every and progress.iteration != progress.iterations:
+            return None
+        found = self._evaluate(progress.iteration)
+        self.history.append(found)
+        if found.is_best and self.best is not None:
+            self._agent.save(self.best, iteration=str(progress.iteration))
+        return None if self._then is None else self._then(found)
+
+    @torch.inference_mode()
+    def _evaluate(self, iteration: int) -> Evaluation:
+        agent = self._agent
+        system = agent.system
+        device = system.device
+        estimates = torch.from_numpy(self._estimates).to(device)
+        observation = torch.from_numpy(system.codec.observation(self._estimates)).to(device)
+        channels = torch.from_numpy(self._channels).to(device)
+        outcome = system.step(channels, agent.act(observation, True), estimates)
+        constraints = {
+            name: float(value.double().mean(0).max()) for name, value in outcome.constraints.items()
+        }
+        made = Evaluation(iteration, float(outcome.sum_rate.double().mean()), constraints, True)
+        best = next((entry for entry in reversed(self.history) if entry.is_best), None)
+        better = best is None or self._merit(made) > self._merit(best)
+        return dataclasses.replace(made, is_best=better)
+
+    def _merit(self, entry: Evaluation) -> tuple[bool, float]:
+        feasible = entry.violation <= self.tolerance
+        return feasible, entry.sum_rate if feasible else -entry.violation
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, and the state of what follows."""
+        state: dict[str, Any] = {"history": [dataclasses.asdict(entry) for entry in self.history]}
+        if self._then is not None:
+            state["then"] = self._then.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self.history = [Evaluation(**entry) for entry in state["history"]]
+        if self._then is not None:
+            self._then.load_state_dict(state["then"])
+
+
+class StopOnConvergence:
+    """Ends the training once evaluations no longer improve; for :class:`EvaluationCallback`.
+
+    An evaluation improves on the best one before if its constraints hold and its rate is higher by
+    ``min_improvement`` or more. Until constraints hold, nothing is counted.
+
+    Args:
+        patience: Evaluations without improvement after which the training ends.
+        min_improvement: Least relative improvement of the rate that counts.
+        tolerance: Relative excess of a constraint's mean up to which it holds.
+    """
+
+    def __init__(
+        self, patience: int = 5, min_improvement: float = 1e-3, tolerance: float = 5e-3
+    ) -> None:
+        self.patience = integer("patience", patience, 1)
+        allowed = "a finite number >= 0"
+        self.min_improvement = real("min_improvement", min_improvement, allowed, lambda x: x >= 0)
+        self.tolerance = real("tolerance", tolerance, allowed, lambda x: x >= 0)
+        self._best: float | None = None
+        self._waited = 0
+
+    def __call__(self, evaluation: Evaluation) -> bool | None:
+        """False if it is time to end."""
+        if evaluation.violation <= self.tolerance and (
+            self._best is None or evaluation.sum_rate > self._best * (1.0 + self.min_improvement)
+        ):
+            self._best, self._waited = evaluation.sum_rate, 0
+        elif self._best is not None:
+            self._waited += 1
+        return False if self._waited >= self.patience else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best rate so far, and the evaluations since."""
+        return {"best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self._best, self._waited = state["best"], state["waited"]
+
+
+class CheckpointCallback:
+    """Saves snapshots of an agent, ``NAME_000500.zip`` and so on.
+
+    Args:
+        agent: The agent that trains.
+        folder: Where to.
+        every: Iterations between two snapshots.
+        name: Beginning of their names.
+    """
+
+    def __init__(
+        self, agent: LearningAgent, folder: str | Path, every: int = 500, name: str = "agent"
+    ) -> None:
+        self._agent, self._folder, self._name = agent, Path(folder), name
+        self.every = integer("every", every, 1)
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Save if it is time."""
+        if progress.iteration % self.every == 0:
+            path = self._folder / f"{self._name}_{progress.iteration:06d}.zip"
+            self._agent.save(path, iteration=str(progress.iteration))
+
+
+class CallbackList:
+    """Several callbacks as one: all are called, and the training ends if any of them says so.
+
+    Args:
+        callbacks: The callbacks, in the order in which they are called.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = list(callbacks)
+
+    def __call__(self, progress: TrainingProgress) -> bool | None:
+        """Call all."""
+        answers = [callback(progress) for callback in self._callbacks]
+        return False if any(answer is False for answer in answers) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of those that have one, by their place."""
+        return {
+            str(place): callback.state_dict()
+            for place, callback in enumerate(self._callbacks)
+            if isinstance(callback, StatefulCallback)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the states."""
+        for place, callback in enumerate(self._callbacks):
+            if isinstance(callback, StatefulCallback):
+                callback.load_state_dict(state[str(place)])

@@ -1,0 +1,418 @@
+"""What all learning agents share: networks, training, saving and loading."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isac_gym.agents.conditions import ConditionGrid, Conditions
+from isac_gym.agents.config import PRESETS, AgentConfig
+from isac_gym.agents.duals import DualVariables, make_duals
+from isac_gym.agents.losses import TrainingLoss
+from isac_gym.agents.networks import DirectPolicy, ModelBasedPolicy
+from isac_gym.agents.pretrained import pretrained_path
+from isac_gym.agents.serialization import read_archive, write_archive
+from isac_gym.agents.trainer import Callback, TrainingSettings, reporting, train
+from isac_gym.agents.unfolded import UnfoldedPolicy
+from isac_gym.channels import ChannelModel, ChannelProcess
+from isac_gym.policy import SystemPolicy
+from isac_gym.scenario import Scenario
+from isac_gym.system import ISACSystem, torch_device
+from isac_gym.validation import integer
+
+__all__ = ["LearningAgent"]
+
+_Self = TypeVar("_Self", bound="LearningAgent")
+
+# What the numbers of observations and actions mean; an agent can meet another SNR or threshold.
+_KINDS: Final = ("control", "radar", "scheduling")
+_DIMENSIONS: Final = (
+    "num_users",
+    "num_comm_antennas",
+    "num_radar_antennas",
+    "num_cells",
+    "precoder_directions",
+    "num_radar_streams",
+)
+_CHUNK: Final = 1024
+_LOG_MULTIPLIERS: Final = (-5.0, 9.0)
+
+
+class LearningAgent(SystemPolicy):
+    """Base of agents that are trained: a network, its multipliers, and what trains them.
+
+    Args:
+        env: Environment, single, batched or wrapped, whose scenario and channel model are used.
+        preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`).
+        seed: Seed of the initial weights and of the training channels.
+        device: Torch device, or ``"auto"`` for CUDA if present.
+        **settings: Fields of :class:`~isac_gym.agents.config.AgentConfig` to change.
+
+    Raises:
+        ValueError: If there is no such preset, or a setting is not allowed.
+        TypeError: If a setting is not a field.
+
+    Attributes:
+        config: The settings.
+        network: The network.
+        duals: The multipliers.
+    """
+
+    kind: ClassVar[str]
+    network: DirectPolicy | ModelBasedPolicy | UnfoldedPolicy
+
+    def __init__(
+        self,
+        env: Any,
+        preset: str = "tuned",
+        *,
+        seed: int = 0,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(env)
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
+        known = {field.name for field in dataclasses.fields(AgentConfig)}
+        if not set(settings) <= known:
+            raise TypeError(
+                f"unknown setting(s) {sorted(set(settings) - known)}; allowed are {sorted(known)}"
+            )
+        self.config = self._adapted(dataclasses.replace(PRESETS[preset], **settings))
+        self.title = f"{self.kind}, {preset}"
+        self.seed = integer("seed", seed, 0)
+        chosen = torch_device(device)
+        if chosen != self.system.device:
+            self.system = ISACSystem(self.scenario, device=chosen)
+        self._model: ChannelModel = env.unwrapped.channel_model
+        self._rng = np.random.default_rng(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.network = self._make_network()
+        self.network.to(self.system.device)
+        config = self.config
+        self.grid: ConditionGrid | None = None
+        if config.snr_range_db is not None or config.threshold_range is not None:
+            self.grid = ConditionGrid(self.scenario, config.snr_range_db, config.threshold_range)
+        self.duals: DualVariables = make_duals(
+            config.dual_rule,
+            list(self.system.limits),
+            self.scenario.num_cells,
+            config.dual_step_size,
+            gain=config.dual_gain,
+            initial={"sensing": config.initial_multiplier},
+            points=None if self.grid is None else self.grid.size,
+            device=self.system.device,
+        )
+        self._calibrated: Tensor | None = None
+
+    @property
+    def channel_model(self) -> ChannelModel:
+        """How the channels of the training are drawn."""
+        return self._model
+
+    def _adapted(self, config: AgentConfig) -> AgentConfig:
+        """The settings as this agent uses them."""
+        return config
+
+    @property
+    def architecture(self) -> str:
+        """The architecture in use, which for ``control="amplitude"`` is always direct."""
+        return "direct" if self.scenario.control == "amplitude" else self.config.architecture
+
+    def _make_network(self) -> DirectPolicy | ModelBasedPolicy | UnfoldedPolicy:
+        config, users = self.config, self.scenario.num_users
+        if self.architecture == "unfolded":
+            return UnfoldedPolicy(self.system, self._generator, config.width, config.stages)
+        sizes = config.hidden_sizes or (2 * users, 3 * users, 2 * users)
+        kind = ModelBasedPolicy if self.architecture == "model_based" else DirectPolicy
+        return kind(self.system, sizes, self._generator)
+
+    @abstractmethod
+    def _loss(self) -> TrainingLoss:
+        """What the training minimises."""
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells this training from others, as plain JSON types."""
+        return {
+            "agent": self.kind,
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            "scenario": self.scenario.to_dict(),
+            "channel_model": repr(self._model),
+        }
+
+    def learn(
+        self: _Self,
+        iterations: int | None = None,
+        *,
+        progress_bar: bool = False,
+        callback: Callback | None = None,
+        tensorboard_log: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 500,
+    ) -> _Self:
+        """Train.
+
+        Args:
+            iterations: Gradient steps; None means those of the settings.
+            progress_bar: Whether to show a bar with rate, constraints and multipliers.
+            callback: Called with a :class:`~isac_gym.agents.trainer.TrainingProgress` after every
+                iteration; returning False ends the training. :mod:`isac_gym.agents.callbacks` has
+                some, for evaluation, snapshots and stopping on convergence.
+            tensorboard_log: Folder for TensorBoard, or None.
+            checkpoint: File to save to as training goes, and to go on from if it exists.
+            checkpoint_every: Iterations between two savings.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            TrainingError: If the loss or a gradient is not finite, or the gradient vanishes.
+            CheckpointError: If the checkpoint is damaged, or of another training.
+            ImportError: If TensorBoard is asked for and not installed.
+        """
+        config = self.config
+        if iterations is not None:
+            config = dataclasses.replace(config, iterations=iterations)
+        settings = TrainingSettings(
+            iterations=config.iterations,
+            learning_rate=config.learning_rate,
+            final_learning_rate=config.final_learning_rate,
+            warmup_iterations=config.warmup_iterations,
+            gradient_clip=config.gradient_clip,
+        )
+        self._calibrated = None
+        with reporting(progress_bar, tensorboard_log, callback, self.title) as report:
+            train(
+                self.network,
+                self._loss(),
+                settings,
+                rng=self._rng,
+                identity=self._identity(),
+                callback=report,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+            )
+        if config.calibration_channels and self.is_priced:
+            self.calibrate(config.calibration_channels)
+        return self
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the policy answers to a price on the sensing loss, at its inputs."""
+        return (
+            isinstance(self.network, UnfoldedPolicy)
+            and self.scenario.radar == "learned"
+            and self.config.dual_rule != "none"
+        )
+
+    @property
+    def multiplier(self) -> Tensor:
+        """Multiplier of L_r/ε - 1 at each station, (J,), in bit/s/Hz: what the policy acts on."""
+        if self._calibrated is not None:
+            return self._calibrated
+        if self.grid is None:
+            value = self.duals.values["sensing"]
+            relative = self.config.relative_constraints
+            return value if relative else value * self.scenario.sensing_threshold
+        point = self.grid.weights([self.scenario.snr_db], [self.scenario.sensing_threshold])
+        return self.duals.at("sensing", point.to(self.system.device))[0]
+
+    @torch.inference_mode()
+    def calibrate(
+        self, channels: int = 2048, *, seed: int = 0, margin: float = 1e-3
+    ) -> tuple[float, ...]:
+        """Settle the price of the sensing loss: the one at which its mean over channels is ε.
+
+        The weights stay as they are. It adapts an agent to another SNR, threshold, or number of
+        users or antennas than it was trained for, and takes seconds.
+
+        Args:
+            channels: How many channels of the environment's model to take the mean over.
+            seed: Their seed.
+            margin: Relative distance below ε to aim at.
+
+        Returns:
+            The multipliers of L_r/ε - 1, one a station, in bit/s/Hz; 0 where ε does not bind.
+
+        Raises:
+            ValueError: If the policy has no price, or none keeps ε.
+        """
+        if not self.is_priced:
+            raise ValueError(
+                "calibrate needs architecture 'unfolded' with a learned radar and multipliers, "
+                f"got {self.architecture!r}, {self.scenario.radar!r} and {self.config.dual_rule!r}"
+            )
+        from scipy.optimize import brentq
+
+        process = ChannelProcess(self._model, self.scenario, integer("channels", channels, 1))
+        process.start(np.random.default_rng((0xCA11B, integer("seed", seed, 0))))
+        parts = torch.from_numpy(self.system.codec.observation(process.estimates)).split(_CHUNK)
+        cells = self.scenario.num_cells
+        found = torch.zeros(cells, device=self.system.device)
+
+        def excess(multiplier: float) -> Tensor:
+            """Mean of L_r/ε - 1 at every station, each at the same multiplier."""
+            given = torch.full((cells,), multiplier)
+            losses = []
+            for part in parts:
+                moved = part.to(self.system.device)
+                action = self.network(moved, Conditions.of(self.system, len(moved), given))
+                streams = self.system.codec.decode(action, self.system.codec.channels(moved))
+                losses.append(self.system.sensing(streams.streams @ streams.streams.mH).total)
+            return torch.cat(losses).double().mean(0) / self.scenario.sensing_threshold - 1.0
+
+        known: dict[float, Tensor] = {}
+        for cell in range(cells):
+
+            def of_cell(log_multiplier: float, cell: int = cell) -> float:
+                if log_multiplier not in known:
+                    known[log_multiplier] = excess(float(np.exp(log_multiplier)))
+                return float(known[log_multiplier][cell]) + margin
+
+            low, high = _LOG_MULTIPLIERS
+            if of_cell(low) <= 0.0:
+                continue
+            guess = float(torch.log(self.multiplier[cell].clamp_min(1e-3)).clamp(low + 1, high - 1))
+            # A tight bracket about what the training found saves most of the evaluations.
+            for width in (0.2, 0.8):
+                if of_cell(guess - width) > 0.0 >= of_cell(guess + width):
+                    low, high = guess - width, guess + width
+                    break
+            if of_cell(high) > 0.0:
+                raise ValueError(
+                    f"sensing_threshold must be kept by the policy's mean at some price, got "
+                    f"{self.scenario.sensing_threshold!r}, which no multiplier up to "
+                    f"{np.exp(high):.0f} does"
+                )
+            found[cell] = float(np.exp(brentq(of_cell, low, high, xtol=2e-3)))
+        self._calibrated = found.clone()
+        return tuple(found.tolist())
+
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """See :meth:`SystemPolicy.act`."""
+        conditions = Conditions.of(self.system, len(observation), self.multiplier)
+        output: Tensor = self.network(observation, conditions)
+        return output
+
+    def save(self, path: str | Path, **notes: str) -> None:
+        """Save settings, weights and multipliers; the file appears whole or not at all.
+
+        Args:
+            path: File, by custom with the ending ``.zip``.
+            **notes: What else to write into it, for people.
+        """
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"duals.{name}": value for name, value in self.duals.state_dict().items()}
+        if self._calibrated is not None:
+            tensors["calibrated"] = self._calibrated
+        meta = {
+            "kind": self.kind,
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            "scenario": self.scenario.to_dict(),
+            "notes": notes,
+        }
+        write_archive(path, meta, tensors)
+
+    @classmethod
+    def load(cls: type[_Self], path: str | Path, env: Any = None, *, device: str = "auto") -> _Self:
+        """Load a saved agent; executes nothing from the file.
+
+        A policy over the graph of the users also serves other numbers of users and antennas. Where
+        the scenario is not the one it was saved for, its price is settled anew
+        (:meth:`calibrate`), which takes seconds.
+
+        Args:
+            path: File written by :meth:`save`, or ``"pretrained:NAME"`` for an agent that comes
+                with the package.
+            env: Environment to act in; observations and actions must mean what they meant. None
+                means one of the scenario that the agent was saved for.
+            device: Torch device, or ``"auto"`` for CUDA if present.
+
+        Returns:
+            The agent.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or foreign, or of a scenario with other dimensions.
+        """
+        path = pretrained_path(path)
+        meta, tensors = read_archive(path, cls.kind)
+        weights = _part(tensors, "network.")
+        try:
+            config = AgentConfig(**meta["config"]).to_dict()
+            if set(meta["config"]) != set(config):
+                raise ValueError(f"config must have the fields {sorted(config)}")
+            _check_sizes(config, weights)
+            seed = integer("seed", meta["seed"], 0)
+            scenario = Scenario.from_dict(meta["scenario"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a saved {cls.kind}, or damaged ({error!r})") from error
+        if env is None:
+            import gymnasium as gym
+
+            env = gym.make("ISAC-MISO-v0", scenario=scenario)
+        agent = cls(env, "paper", seed=seed, device=device, **config)
+        agent.title = f"{cls.kind}, loaded"
+        flexible = isinstance(agent.network, UnfoldedPolicy)
+        for name in _KINDS if flexible else (*_KINDS, *_DIMENSIONS):
+            saved, own = getattr(scenario, name), getattr(agent.scenario, name)
+            if saved != own:
+                raise ValueError(
+                    f"{path}: saved for another scenario, with {name}={saved!r}; the environment "
+                    f"has {own!r}"
+                )
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise ValueError(f"{path}: damaged, holds weights that are not finite")
+        same = agent.scenario == scenario
+        try:
+            agent.network.load_state_dict(weights)
+            duals = _part(tensors, "duals.")
+            if agent.scenario.num_cells == scenario.num_cells:
+                agent.duals.load_state_dict(duals)
+            calibrated = tensors.get("calibrated")
+            if same and calibrated is not None:
+                if calibrated.shape != (scenario.num_cells,):
+                    raise ValueError(f"calibrated has shape {tuple(calibrated.shape)}")
+                agent._calibrated = calibrated.to(agent.system.device)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged ({error})") from error
+        if agent.is_priced and not same:
+            agent.calibrate()
+        return agent
+
+
+def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """That settings fit the tensors, before a network of that size is made.
+
+    Raises:
+        ValueError: If they do not.
+        KeyError: If a tensor is missing.
+    """
+    if config["architecture"] == "unfolded" and "entry.weight" in weights:
+        steps = sum(count for _, count in config["stages"])
+        if len(weights["entry.weight"]) != config["width"]:
+            raise ValueError(f"width {config['width']} is not the file's")
+        if len(weights["log_step"]) != steps:
+            raise ValueError(f"stages {config['stages']} are not the file's")
+        return
+    for layer, size in enumerate(config["hidden_sizes"] or ()):
+        if len(weights[f"body.layers.{layer}.weight"]) != size:
+            raise ValueError(f"hidden_sizes {config['hidden_sizes']} are not the file's")
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    def items() -> Iterator[tuple[str, Tensor]]:
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix), value
+
+    return dict(items())

@@ -1,0 +1,103 @@
+"""Supervised learning of a reference's solutions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+
+from isac_gym.agents.learner import LearningAgent
+from isac_gym.agents.losses import Imitation, TrainingLoss
+from isac_gym.labels import Labels, generate_labels, load_labels
+from isac_gym.policy import REGISTRY, make_agent
+from isac_gym.validation import integer
+
+__all__ = ["Supervised"]
+
+
+class Supervised(LearningAgent):
+    """A network trained to do what a reference does (:class:`~isac_gym.agents.losses.Imitation`).
+
+    Args:
+        env: Environment, single, batched or wrapped, whose scenario and channel model are used.
+        preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`).
+        labels: Solutions to learn from: a data set of ``isac-gym labels`` or its folder. None
+            generates them when they are first needed.
+        reference: Agent that solves, if they are generated; None means ``"joint-expected"``, or
+            ``"wmmse"`` (the paper's) if the radar is fixed.
+        label_count: Blocks to generate.
+        seed: Seed of the initial weights, of the batches and of generated labels.
+        device: Torch device, or ``"auto"`` for CUDA if present.
+        **settings: Fields of :class:`~isac_gym.agents.config.AgentConfig` to change.
+
+    Raises:
+        ValueError: If there is no such preset or reference, or a setting is not allowed.
+        TypeError: If a setting is not a field.
+    """
+
+    kind: ClassVar[str] = "Supervised"
+
+    def __init__(
+        self,
+        env: Any,
+        preset: str = "tuned",
+        *,
+        labels: Labels | str | Path | None = None,
+        reference: str | None = None,
+        label_count: int = 4096,
+        seed: int = 0,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(env, preset, seed=seed, device=device, **settings)
+        if self.grid is not None:
+            raise ValueError(
+                "snr_range_db and threshold_range must be None for supervised learning, whose "
+                f"labels are for one scenario, got {self.config.snr_range_db!r} and "
+                f"{self.config.threshold_range!r}"
+            )
+        self._env = env
+        default = "joint-expected" if self.scenario.radar == "learned" else "wmmse"
+        self.reference = default if reference is None else reference
+        if self.reference not in REGISTRY:
+            raise ValueError(f"reference must be one of {list(REGISTRY)}, got {reference!r}")
+        self.label_count = integer("label_count", label_count, 1)
+        self.labels = load_labels(labels) if isinstance(labels, (str, Path)) else labels
+
+    @property
+    def is_priced(self) -> bool:
+        """The price that the labels were made at is not known to the policy."""
+        return False
+
+    @property
+    def multiplier(self) -> torch.Tensor:
+        """A constant that stands in for the price: the labels, not it, set what sensing costs."""
+        return torch.full_like(
+            self.duals.values["sensing"], max(self.config.initial_multiplier, 1.0)
+        )
+
+    def _loss(self) -> TrainingLoss:
+        if self.labels is None:
+            with TemporaryDirectory() as folder:
+                generate_labels(
+                    make_agent(self.reference, self._env),
+                    self._env,
+                    folder,
+                    self.label_count,
+                    name=self.reference,
+                    seed=self.seed,
+                )
+                self.labels = load_labels(folder)
+        return Imitation(self.system, self.labels, self.config.batch_size, self.multiplier)
+
+    def _identity(self) -> dict[str, Any]:
+        if self.labels is None:
+            origin: Any = [self.reference, self.label_count]
+        else:
+            manifest = json.dumps(self.labels.manifest, sort_keys=True)
+            origin = hashlib.sha256(manifest.encode()).hexdigest()
+        return {**super()._identity(), "labels": origin}
