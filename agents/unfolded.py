@@ -28,7 +28,7 @@ from isac_gym.agents.conditions import Conditions
 from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.precoding import rzf_directions
-from isac_gym.physics.waveform import CoarseSensing, ExactSensing, Sensing, normalise_rows
+from isac_gym.physics.waveform import CoarseSensing, ExactSensing, Sensing, descend
 from isac_gym.system import ISACSystem
 
 __all__ = ["UnfoldedPolicy"]
@@ -42,6 +42,8 @@ _EDGE_WIDTH = 16
 _LARGEST_CORRECTION = 8.0
 _LEAST_PRICE = 1e-3
 _LEAST_SHARE = 1e-6
+_SCALAR_PACE = 10.0
+"""Steps and momenta are few numbers that have far to go: they learn ten times as fast."""
 _TINY = 1e-12
 
 
@@ -175,14 +177,18 @@ class UnfoldedPolicy(nn.Module):
             bounded = correction.clamp(-_LARGEST_CORRECTION, _LARGEST_CORRECTION)
             weights = length * slopes / price.unsqueeze(-1) * torch.exp(bounded)
             resolvent = _resolvent(radar, weights)
-            pace, inertia = self.pace[number](state.mean(-2)).unsqueeze(-1).split(steps, dim=-2)
-            for step in range(steps):
-                _, gradient = self._sensing[number].with_gradient(streams @ streams.mH)
-                eta = length * torch.exp(10 * self.log_step[index] + pace[..., step, :, None])
-                beta = 10 * self.momentum[index] + inertia[..., step, :, None]
-                moved = streams - eta * (gradient @ streams) + beta * (streams - before)
-                before, streams = streams, normalise_rows(resolvent @ moved, scenario.radar_power)
-                index += 1
+            pace, inertia = self.pace[number](state.mean(-2)).split(steps, dim=-1)
+            own_steps = slice(index, index + steps)
+            streams, before = descend(
+                self._sensing[number],
+                streams,
+                before,
+                resolvent,
+                length * torch.exp(_SCALAR_PACE * self.log_step[own_steps] + pace),
+                _SCALAR_PACE * self.momentum[own_steps] + inertia,
+                scenario.radar_power,
+            )
+            index += steps
             received = radar_interference(radar, streams)
         state = self.layers[-1](state, edges, users.features(received))
         power, dual, _ = self.settings[-1](state).unbind(-1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from isac_gym.physics.steering import centred_real_steering
 
-__all__ = ["CompiledPairs"]
+__all__ = ["CompiledDescent", "CompiledPairs"]
 
 _LANES = 16
 _MATRICES_A_TASK = 16
@@ -57,6 +57,15 @@ class CompiledPairs:
             and bool((grid_deg == -grid_deg.flip(0)).all())
         )
 
+    @property
+    def tables(self) -> tuple[_Float, _Float, bool]:
+        """Steering by rows and by padded columns, and whether the grid holds 0."""
+        return self._rows, self._columns, self._has_zero
+
+    def kernel(self, want_gradient: bool) -> Callable[..., None]:
+        """The compiled loop."""
+        return _kernel(*self._key, want_gradient)
+
     def __call__(self, matrices: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Sum and, if wanted, its gradient.
 
@@ -67,7 +76,7 @@ class CompiledPairs:
         Returns:
             Sum (...) and gradient (..., M, M) or None.
         """
-        kernel = _kernel(*self._key, want_gradient)
+        kernel = self.kernel(want_gradient)
         size = self._key[0]
         held = matrices.resolve_conj().contiguous()
         parts = torch.view_as_real(held).view(-1, size, size, 2).numpy()
@@ -86,17 +95,105 @@ class CompiledPairs:
                 gradient[first:last],
             )
 
-        workers = min(torch.get_num_threads(), -(-len(parts) // _MATRICES_A_TASK))
-        if workers <= 1:
-            run(0, len(parts))
-        else:
-            edges = np.linspace(0, len(parts), workers + 1).astype(int).tolist()
-            list(_pool(workers, os.getpid()).map(run, edges[:-1], edges[1:]))
+        _shared_out(run, len(parts))
         total = torch.from_numpy(value).view(matrices.shape[:-2])
         if not want_gradient:
             return total, None
         merged = gradient.view(np.complex64)[..., 0]
         return total, torch.from_numpy(merged).view(matrices.shape)
+
+
+def _shared_out(run: Callable[[int, int], None], count: int) -> None:
+    """Run a loop over ``count`` matrices in as many threads as torch has."""
+    workers = min(torch.get_num_threads(), -(-count // _MATRICES_A_TASK))
+    if workers <= 1:
+        run(0, count)
+        return
+    edges = np.linspace(0, count, workers + 1).astype(int).tolist()
+    list(_pool(workers, os.getpid()).map(run, edges[:-1], edges[1:]))
+
+
+class CompiledDescent:
+    """Forward-backward steps on waveforms, each matrix in one go while it is in the cache.
+
+    The steps are those of :func:`isac_gym.physics.waveform.descend`. The beampattern error enters
+    by the lag sums ρ of R alone: its gradient by them is (2/L)(BBᵀρ - α B d), with P(θ) = Bᵀρ.
+
+    Args:
+        pairs: The sum over pairs of a coarse grid.
+        correlation_scale: Factor of that sum in L_r2.
+        diagonals: Constant part of the gradient of L_r2, Hermitian and Toeplitz (M, M).
+        lag_pattern: B, (2M - 1, L).
+        desired: d(θ) of every station, (J, L).
+        pattern_scale: α, or None for the one that fits best.
+    """
+
+    def __init__(
+        self,
+        pairs: CompiledPairs,
+        correlation_scale: float,
+        diagonals: Tensor,
+        lag_pattern: Tensor,
+        desired: Tensor,
+        pattern_scale: float | None,
+    ) -> None:
+        self._pairs = pairs
+        pattern = lag_pattern.double()
+        length = pattern.shape[-1]
+        self._inputs = (
+            np.float32(correlation_scale),
+            torch.view_as_real(diagonals.resolve_conj()).contiguous().float().numpy(),
+            ((2.0 / length) * pattern @ pattern.mT).float().numpy(),
+            ((2.0 / length) * desired.double() @ pattern.mT).float().contiguous().numpy(),
+            (desired.double() @ pattern.mT / desired.double().sum(-1, keepdim=True))
+            .float()
+            .contiguous()
+            .numpy(),
+            np.float32(-1.0 if pattern_scale is None else pattern_scale),
+        )
+
+    def __call__(
+        self,
+        streams: Tensor,
+        before: Tensor,
+        resolvent: Tensor,
+        lengths: Tensor,
+        inertia: Tensor,
+        power: float,
+    ) -> tuple[Tensor, Tensor]:
+        """New streams and those before them; arguments as in ``descend``."""
+        shape = streams.shape
+        held = [
+            torch.view_as_real(value.resolve_conj()).reshape(-1, *value.shape[-2:], 2).numpy()
+            for value in (streams, before, resolvent)
+        ]
+        # The loop overwrites these two.
+        now, then = np.array(held[0], order="C"), np.array(held[1], order="C")
+        matrices = np.ascontiguousarray(held[2])
+        paces = [
+            value.reshape(-1, value.shape[-1]).contiguous().numpy() for value in (lengths, inertia)
+        ]
+        kernel = _descent_kernel(shape[-2], shape[-1], self._pairs.kernel(True))
+        row_norm = np.float32((power / shape[-2]) ** 0.5)
+
+        def run(first: int, last: int) -> None:
+            kernel(
+                first,
+                last,
+                now,
+                then,
+                matrices,
+                *paces,
+                row_norm,
+                *self._pairs.tables,
+                *self._inputs,
+            )
+
+        _shared_out(run, len(now))
+        found = [
+            torch.from_numpy(value.view(np.complex64)[..., 0]).view(shape) for value in (now, then)
+        ]
+        return found[0], found[1]
 
 
 @lru_cache(maxsize=4)
@@ -284,6 +381,147 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
                     for n in range(size):
                         gradient[b, pairs, n, 0] = half_turned[0, pairs, n]
                         gradient[b, pairs, n, 1] = half_turned[1, pairs, n]
+
+    options: dict[str, Any] = {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
+    try:
+        compiled: Callable[..., None] = numba.njit(**options, cache=True)(kernel)
+    except RuntimeError:  # no folder to keep the machine code in
+        compiled = numba.njit(**options)(kernel)
+    return compiled
+
+
+@lru_cache(maxsize=16)
+def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Callable[..., None]:
+    """The steps for V with ``size`` rows and ``columns`` columns."""
+    import numba
+
+    relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
+
+    def kernel(
+        first: int,
+        last: int,
+        streams: _Float,
+        before: _Float,
+        resolvent: _Float,
+        lengths: _Float,
+        inertia: _Float,
+        row_norm: float,
+        rows: _Float,
+        padded: _Float,
+        has_zero: bool,
+        correlation_scale: float,
+        diagonals: _Float,
+        quadratic: _Float,
+        linear: _Float,
+        fitting: _Float,
+        pattern_scale: float,
+    ) -> None:
+        zero = np.float32(0.0)
+        half = np.float32(0.5)
+        one = np.float32(1.0)
+        tiny = np.float32(1e-12)
+        now = np.empty((2, size, columns), np.float32)
+        then = np.empty((2, size, columns), np.float32)
+        moved = np.empty((2, size, columns), np.float32)
+        matrix = np.empty((1, size, size, 2), np.float32)
+        slope = np.empty((1, size, size, 2), np.float32)
+        value = np.empty(1, np.float32)
+        lags = np.empty(2 * size - 1, np.float32)
+        pull = np.empty(2 * size - 1, np.float32)
+        gradient = np.empty((2, size, size), np.float32)
+        stations = linear.shape[0]
+        for b in range(first, last):
+            station = b % stations
+            for m in range(size):
+                for c in range(columns):
+                    now[0, m, c] = streams[b, m, c, 0]
+                    now[1, m, c] = streams[b, m, c, 1]
+                    then[0, m, c] = before[b, m, c, 0]
+                    then[1, m, c] = before[b, m, c, 1]
+            for step in range(lengths.shape[1]):
+                for m in range(size):
+                    for n in range(m + 1):
+                        x = y = zero
+                        for c in range(columns):
+                            x += now[0, m, c] * now[0, n, c] + now[1, m, c] * now[1, n, c]
+                            y += now[1, m, c] * now[0, n, c] - now[0, m, c] * now[1, n, c]
+                        matrix[0, m, n, 0] = x
+                        matrix[0, m, n, 1] = y
+                        matrix[0, n, m, 0] = x
+                        matrix[0, n, m, 1] = -y
+                pairs(matrix, rows, padded, has_zero, value, slope)
+                lags[:] = zero
+                for m in range(size):
+                    lags[0] += matrix[0, m, m, 0]
+                    for n in range(m + 1, size):
+                        lags[2 * (n - m) - 1] += matrix[0, m, n, 0]
+                        lags[2 * (n - m)] += matrix[0, m, n, 1]
+                scale: Any = pattern_scale
+                if scale < zero:
+                    scale = zero
+                    for k in range(2 * size - 1):
+                        scale += fitting[station, k] * lags[k]
+                    scale = max(scale, zero)
+                for k in range(2 * size - 1):
+                    x = -scale * linear[station, k]
+                    for n in range(2 * size - 1):
+                        x += quadratic[k, n] * lags[n]
+                    pull[k] = x
+                for m in range(size):
+                    for n in range(size):
+                        x = slope[0, m, n, 0] + slope[0, n, m, 0]
+                        y = slope[0, m, n, 1] - slope[0, n, m, 1]
+                        x = half * correlation_scale * x + diagonals[m, n, 0]
+                        y = half * correlation_scale * y + diagonals[m, n, 1]
+                        if m == n:
+                            x += pull[0]
+                        elif n > m:
+                            x += half * pull[2 * (n - m) - 1]
+                            y += half * pull[2 * (n - m)]
+                        else:
+                            x += half * pull[2 * (m - n) - 1]
+                            y -= half * pull[2 * (m - n)]
+                        gradient[0, m, n] = x
+                        gradient[1, m, n] = y
+                length = lengths[b, step]
+                beta = inertia[b, step]
+                for m in range(size):
+                    for c in range(columns):
+                        moved[0, m, c] = (one + beta) * now[0, m, c] - beta * then[0, m, c]
+                        moved[1, m, c] = (one + beta) * now[1, m, c] - beta * then[1, m, c]
+                    for n in range(size):
+                        x = length * gradient[0, m, n]
+                        y = length * gradient[1, m, n]
+                        for c in range(columns):
+                            moved[0, m, c] -= x * now[0, n, c] - y * now[1, n, c]
+                            moved[1, m, c] -= x * now[1, n, c] + y * now[0, n, c]
+                then[:] = now
+                for m in range(size):
+                    now[:, m] = zero
+                    for n in range(size):
+                        x = resolvent[b, m, n, 0]
+                        y = resolvent[b, m, n, 1]
+                        for c in range(columns):
+                            now[0, m, c] += x * moved[0, n, c] - y * moved[1, n, c]
+                            now[1, m, c] += x * moved[1, n, c] + y * moved[0, n, c]
+                    norm = zero
+                    for c in range(columns):
+                        norm += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
+                    norm = np.sqrt(norm)
+                    if norm < tiny:
+                        now[0, m] = row_norm / np.sqrt(np.float32(columns))
+                        now[1, m] = zero
+                    else:
+                        norm = row_norm / norm
+                        for c in range(columns):
+                            now[0, m, c] *= norm
+                            now[1, m, c] *= norm
+            for m in range(size):
+                for c in range(columns):
+                    streams[b, m, c, 0] = now[0, m, c]
+                    streams[b, m, c, 1] = now[1, m, c]
+                    before[b, m, c, 0] = then[0, m, c]
+                    before[b, m, c, 1] = then[1, m, c]
 
     options: dict[str, Any] = {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
     try:

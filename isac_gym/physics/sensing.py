@@ -132,16 +132,16 @@ class SensingModel:
         real_steering = constant(centred_real_steering(grid, num_antennas, spacing))
         # A single matrix is bound by the number of operations, a batch by the arithmetic.
         self._plans = (_PairPlan(real_steering, 1), _PairPlan(real_steering, _TILES))
-        self._compiled = (
+        self.compiled = (
             CompiledPairs(grid, num_antennas, spacing) if CompiledPairs.supports(grid) else None
         )
         self._real_steering = real_steering
         self._off_diagonal = 1.0 - torch.eye(len(grid), dtype=dtype, device=device)
         self._unitary = constant(realifying_unitary(num_antennas))
         self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
-        self._lags, self._lag_pattern = map(constant, _lag_maps(grid, num_antennas, spacing))
+        self._lags, self.lag_pattern = map(constant, _lag_maps(grid, num_antennas, spacing))
         self._gram = constant(steering.mT @ steering.conj())
-        self._pairs = 2.0 / (len(grid) * (len(grid) - 1))
+        self.pair_weight = 2.0 / (len(grid) * (len(grid) - 1))
         if cross_correlation == "target_sq":
             self._target_steering = [
                 constant(steering_vectors(group, num_antennas, spacing)) for group in groups
@@ -157,7 +157,7 @@ class SensingModel:
             Real tensor (..., L), in W.
         """
         flat = torch.view_as_real(covariance.resolve_conj()).flatten(-3)
-        return flat @ self._lags @ self._lag_pattern
+        return flat @ self._lags @ self.lag_pattern
 
     def beampattern_error(self, pattern: Tensor) -> Tensor:
         """Beampattern error L_r1, equation (7), from the pattern.
@@ -192,21 +192,21 @@ class SensingModel:
         """
         if self.cross_correlation_form == "grid_abs":
             if self._compiled_for(covariance):
-                assert self._compiled is not None
-                summed: _PairSum = self._compiled
+                assert self.compiled is not None
+                summed: _PairSum = self.compiled
             else:
                 summed = self._plans[covariance.numel() > self.num_antennas**2]
                 covariance = self._unitary_adjoint @ covariance @ self._unitary
             if not (torch.is_grad_enabled() and covariance.requires_grad):
-                return self._pairs * summed(covariance, False)[0]
-            return self._pairs * _PairwiseMagnitude.apply(covariance, summed)  # type: ignore[no-any-return, no-untyped-call]
+                return self.pair_weight * summed(covariance, False)[0]
+            return self.pair_weight * _PairwiseMagnitude.apply(covariance, summed)  # type: ignore[no-any-return, no-untyped-call]
         if self.cross_correlation_form == "grid_sq":
             if pattern is None:
                 pattern = self.beampattern(covariance)
             product = covariance @ self._gram
             trace = (product * product.mT).real.sum((-2, -1))
             # A difference of sums: rounding may leave it just below zero.
-            return 0.5 * self._pairs * (trace - pattern.square().sum(-1)).clamp_min(0.0)
+            return 0.5 * self.pair_weight * (trace - pattern.square().sum(-1)).clamp_min(0.0)
         return self._target_correlation(covariance)
 
     def _target_correlation(self, covariance: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class SensingModel:
 
     def by_pattern(self, slope: Tensor) -> Tensor:
         """The gradient by R, Hermitian (..., M, M), of what has the gradient (..., L) by P(θ)."""
-        flat = (slope @ self._lag_pattern.mT) @ self._lags.mT
+        flat = (slope @ self.lag_pattern.mT) @ self._lags.mT
         matrix = flat.unflatten(-1, (self.num_antennas, self.num_antennas, 2))
         return torch.view_as_complex(matrix.contiguous())
 
@@ -258,22 +258,22 @@ class SensingModel:
         if self._compiled_for(covariance) and not (
             torch.is_grad_enabled() and covariance.requires_grad
         ):
-            assert self._compiled is not None
-            value, gradient = self._compiled(covariance, True)
+            assert self.compiled is not None
+            value, gradient = self.compiled(covariance, True)
             assert gradient is not None
             # Its loop visits each pair once, so its gradient is not Hermitian by itself.
-            return self._pairs * value, 0.5 * self._pairs * (gradient + gradient.mH)
+            return self.pair_weight * value, 0.5 * self.pair_weight * (gradient + gradient.mH)
         turned = self._unitary_adjoint @ covariance @ self._unitary
         steering = self._real_steering
         real = steering @ turned.real @ steering.mT
         imaginary = steering @ turned.imag @ steering.mT
         magnitude = (real.square() + imaginary.square() + _TINY_SQUARE).sqrt()
         weight = self._off_diagonal / magnitude
-        value = 0.5 * self._pairs * (magnitude * self._off_diagonal).sum((-2, -1))
+        value = 0.5 * self.pair_weight * (magnitude * self._off_diagonal).sum((-2, -1))
         inner = torch.complex(
             steering.mT @ (real * weight) @ steering, steering.mT @ (imaginary * weight) @ steering
         )
-        return value, 0.5 * self._pairs * (self._unitary @ inner @ self._unitary_adjoint)
+        return value, 0.5 * self.pair_weight * (self._unitary @ inner @ self._unitary_adjoint)
 
     def _taped_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         taped = torch.is_grad_enabled()
@@ -288,7 +288,7 @@ class SensingModel:
 
     def _compiled_for(self, covariance: Tensor) -> bool:
         return (
-            self._compiled is not None
+            self.compiled is not None
             and covariance.dtype == torch.complex64
             and covariance.device.type == "cpu"
         )
