@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 from isac_gym.agents.duals import DualRule
+from isac_gym.agents.unfolded import STAGES
 from isac_gym.validation import choice, integer, not_allowed, real
 
 __all__ = ["PRESETS", "AgentConfig", "Architecture"]
@@ -64,7 +65,7 @@ class AgentConfig:
     architecture: Architecture = "direct"
     hidden_sizes: tuple[int, ...] | None = None
     width: int = 32
-    stages: tuple[tuple[float, int], ...] = ((6.0, 3), (6.0, 3), (3.0, 3), (3.0, 3))
+    stages: tuple[tuple[float, int], ...] = STAGES
     iterations: int = 2000
     batch_size: int = 32
     learning_rate: float = 1e-4

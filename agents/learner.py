@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -42,6 +45,8 @@ _DIMENSIONS: Final = (
     "num_radar_streams",
 )
 _CHUNK: Final = 1024
+_LEAST_SHARE: Final = 64
+"""Observations a thread below which a batch is not shared out."""
 _LOG_MULTIPLIERS: Final = (-5.0, 9.0)
 
 
@@ -298,6 +303,17 @@ class LearningAgent(SystemPolicy):
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
+        workers = torch.get_num_threads()
+        if self.system.device.type != "cpu" or len(observation) < workers * _LEAST_SHARE:
+            return self._answers(observation)
+        # Shares of the batch side by side, each in one thread: small operations gain nothing from
+        # threads of their own, which would spin against the compiled loops'.
+        return torch.cat(
+            list(_pool(workers, os.getpid()).map(self._answers, observation.chunk(workers)))
+        )
+
+    @torch.inference_mode()
+    def _answers(self, observation: Tensor) -> Tensor:
         conditions = Conditions.of(self.system, len(observation), self.multiplier)
         output: Tensor = self.network(observation, conditions)
         return output
@@ -390,6 +406,18 @@ class LearningAgent(SystemPolicy):
         return agent
 
 
+@lru_cache(maxsize=2)
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process in which torch uses one thread each."""
+    return ThreadPoolExecutor(
+        workers, thread_name_prefix=f"isac-gym-agent-{process}", initializer=_single_threaded
+    )
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
 def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """That settings fit the tensors, before a network of that size is made.
 
@@ -398,10 +426,12 @@ def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> No
         KeyError: If a tensor is missing.
     """
     if config["architecture"] == "unfolded" and "entry.weight" in weights:
-        steps = sum(count for _, count in config["stages"])
+        steps = [count for _, count in config["stages"]]
         if len(weights["entry.weight"]) != config["width"]:
             raise ValueError(f"width {config['width']} is not the file's")
-        if len(weights["log_step"]) != steps:
+        if [len(weights[f"tempo.{stage}"]) for stage in range(len(steps))] != [
+            2 * count for count in steps
+        ]:
             raise ValueError(f"stages {config['stages']} are not the file's")
         return
     for layer, size in enumerate(config["hidden_sizes"] or ()):

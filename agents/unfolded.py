@@ -18,7 +18,7 @@ noise and the price, so that one set of weights serves every SNR and every thres
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -28,12 +28,13 @@ from isac_gym.agents.conditions import Conditions
 from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.precoding import rzf_directions
-from isac_gym.physics.waveform import CoarseSensing, ExactSensing, Sensing, descend
+from isac_gym.physics.unfolding import Downlink, StageControls, advance
+from isac_gym.physics.waveform import CoarseSensing, ExactSensing, Sensing
 from isac_gym.system import ISACSystem
 
 __all__ = ["UnfoldedPolicy"]
 
-STAGES: Final = ((6.0, 3), (6.0, 3), (3.0, 4))
+STAGES: Final = ((6.0, 2), (6.0, 2), (3.0, 3), (3.0, 3))
 """Stages of the waveform search: spacing of the grid in degrees, and steps."""
 
 _EDGE_FEATURES = 5
@@ -41,10 +42,17 @@ _USER_FEATURES = 7
 _EDGE_WIDTH = 16
 _LARGEST_CORRECTION = 8.0
 _LEAST_PRICE = 1e-3
-_LEAST_SHARE = 1e-6
+_SOFTNESS = 5e-3
+"""Initial smoothing of the cross-correlation, relative to the square of an antenna's power."""
 _SCALAR_PACE = 10.0
 """Steps and momenta are few numbers that have far to go: they learn ten times as fast."""
 _TINY = 1e-12
+
+
+def _linear(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """The layer without a module's hooks, which for one observation take as long as the product."""
+    assert isinstance(layer, nn.Linear)
+    return nn.functional.linear(inputs, layer.weight, layer.bias)
 
 
 class _UserLayer(nn.Module):
@@ -56,23 +64,19 @@ class _UserLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
-        self.message = nn.Linear(width, 2 * width, bias=False)
-        self.gate = nn.Linear(_EDGE_WIDTH, 2 * width)
-        self.update = nn.Sequential(
-            nn.Linear(3 * width + _USER_FEATURES, 2 * width),
-            nn.SiLU(),
-            nn.Linear(2 * width, width),
-        )
+        self.message = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(_EDGE_WIDTH, width)
+        self.inner = nn.Linear(2 * width + _USER_FEATURES, 2 * width)
+        self.outer = nn.Linear(2 * width, width)
 
     def forward(self, state: Tensor, edges: Tensor, features: Tensor) -> Tensor:
         """New states (..., K, d) from states, edges (..., K, K, e) and features (..., K, u)."""
-        sent = self.gate(edges) * self.message(state).unsqueeze(-3)
-        summed, compared = sent.split(self.width, dim=-1)
+        sent = _linear(self.gate, edges) * _linear(self.message, state).unsqueeze(-3)
+        summed, compared = sent.tensor_split(2, dim=-1)
         # What interferes adds up; who matters most is a comparison.
         heard = [summed.sum(-2) / 5.0, compared.amax(-2)]
-        moved: Tensor = self.update(torch.cat([state, *heard, features], -1))
-        return state + moved
+        inner = nn.functional.silu(_linear(self.inner, torch.cat([state, *heard, features], -1)))
+        return state + _linear(self.outer, inner)
 
 
 class UnfoldedPolicy(nn.Module):
@@ -105,7 +109,6 @@ class UnfoldedPolicy(nn.Module):
             )
         self.system = system
         self.steps = tuple(steps for _, steps in stages)
-        total = sum(self.steps)
         self.edges = nn.Sequential(
             nn.Linear(_EDGE_FEATURES, 2 * _EDGE_WIDTH),
             nn.SiLU(),
@@ -117,11 +120,13 @@ class UnfoldedPolicy(nn.Module):
         # Power, dual power and the correction of the slope of every user.
         self.settings = nn.ModuleList(nn.Linear(width, 3) for _ in range(len(stages) + 1))
         self.pace = nn.ModuleList(nn.Linear(width, 2 * steps) for steps in self.steps)
-        self.log_step = nn.Parameter(torch.zeros(total))
-        self.momentum = nn.Parameter(torch.zeros(total))
+        # Logarithm of the length, and momentum, of every step.
+        self.tempo = nn.ParameterList(torch.zeros(2 * steps) for steps in self.steps)
+        self.log_softness = nn.Parameter(torch.zeros(len(stages)))
         self.access = nn.Linear(width, 1) if scenario.scheduling == "contention" else None
         self.register_buffer("best_streams", system.best_streams(), persistent=False)
         self._sensing = [self._on_grid(step_deg) for step_deg, _ in stages]
+        self._softness = _SOFTNESS * (scenario.radar_power / scenario.num_radar_antennas) ** 2
         self._initialise(generator)
 
     def _on_grid(self, step_deg: float) -> Sensing:
@@ -157,41 +162,38 @@ class UnfoldedPolicy(nn.Module):
         scenario, codec = self.system.scenario, self.system.codec
         if conditions is None:
             conditions = Conditions.of(self.system, len(observation))
-        noise = conditions.noise_power[:, None, None]
         price = conditions.price.clamp_min(_LEAST_PRICE)
         channels = codec.channels(observation)
         own = own_channels(channels)
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
-        users = _Users(self.system, channels, radar, comm, noise, price)
-        edges = self.edges(users.edge_features())
+        gains = None
+        if scenario.control == "power":
+            gains = torch.view_as_real(comm @ codec.directions(channels)).square().sum(-1)
+        noise = conditions.noise_power.unsqueeze(-1).expand(price.shape)
+        downlink = Downlink(radar, comm @ comm.mH, gains, noise, scenario.comm_power)
+        features = _UserFeatures(
+            downlink, scenario.radar_power / scenario.num_radar_antennas, price
+        )
+        edges = self.edges(_edge_features(downlink))
 
         streams = before = self._start(len(own))
         received = radar_interference(radar, streams)
-        state = self.entry(users.features(received))
-        length = scenario.num_radar_antennas / 3.0
-        index = 0
-        for number, steps in enumerate(self.steps if scenario.radar == "learned" else ()):
-            state = self.layers[number](state, edges, users.features(received))
-            power, dual, correction = self.settings[number](state).unbind(-1)
-            slopes = users.slopes(power, dual, received)
-            bounded = correction.clamp(-_LARGEST_CORRECTION, _LARGEST_CORRECTION)
-            weights = length * slopes / price.unsqueeze(-1) * torch.exp(bounded)
-            resolvent = _resolvent(radar, weights)
-            pace, inertia = self.pace[number](state.mean(-2)).split(steps, dim=-1)
-            own_steps = slice(index, index + steps)
-            streams, before = descend(
+        state = self.entry(features.at(received))
+        stages = range(len(self.steps)) if scenario.radar == "learned" else ()
+        for number in stages:
+            state = self.layers[number](state, edges, features.at(received))
+            controls = self._controls(number, state, price)
+            streams, before, received = advance(
                 self._sensing[number],
+                downlink,
+                controls,
                 streams,
                 before,
-                resolvent,
-                length * torch.exp(_SCALAR_PACE * self.log_step[own_steps] + pace),
-                _SCALAR_PACE * self.momentum[own_steps] + inertia,
+                received,
                 scenario.radar_power,
             )
-            index += steps
-            received = radar_interference(radar, streams)
-        state = self.layers[-1](state, edges, users.features(received))
-        power, dual, _ = self.settings[-1](state).unbind(-1)
+        state = self.layers[-1](state, edges, features.at(received))
+        power, dual, _ = _linear(self.settings[-1], state).unbind(-1)
 
         # The root of a softmax, formed so that its gradient is finite where a power vanishes.
         amplitudes = scenario.comm_power**0.5 * torch.exp(0.5 * power.log_softmax(-1))
@@ -205,10 +207,22 @@ class UnfoldedPolicy(nn.Module):
             return codec.encode(
                 powers=amplitudes.square(), streams=streams, access=access, check=False
             )
-        loading = users.loading(dual, received)
+        loading = downlink.loading(dual, received)
         directions = rzf_directions(comm, loading, scenario.num_users)
         precoders = directions * amplitudes.unsqueeze(-2)
         return codec.encode(precoders=precoders, streams=streams, access=access, check=False)
+
+    def _controls(self, number: int, state: Tensor, price: Tensor) -> StageControls:
+        """What the network sets in a stage, from the states of the users (n, J, K, d)."""
+        pace = _linear(self.pace[number], state.sum(-2) / state.shape[-2])
+        return StageControls(
+            outputs=_linear(self.settings[number], state),
+            tempo=pace + _SCALAR_PACE * self.tempo[number],
+            price=price,
+            length=self.system.scenario.num_radar_antennas / 3.0,
+            largest_correction=_LARGEST_CORRECTION,
+            smoothing=self._softness * torch.exp(_SCALAR_PACE * self.log_softness[number]),
+        )
 
     def output_layers(self) -> list[nn.Linear]:
         """The layers whose outputs are the numbers in the formulas."""
@@ -220,102 +234,55 @@ class UnfoldedPolicy(nn.Module):
         return best.expand(count, -1, -1, -1)
 
 
-class _Users:
-    """What the network and the slopes need to know of the users, with everything in W.
+def _edge_features(downlink: Downlink) -> Tensor:
+    """How alike the channels of two users are, (n, J, K, K, 5)."""
+    features = []
+    for gram in (downlink.gram, downlink.radar @ downlink.radar.mH):
+        squared = torch.view_as_real(gram).square().sum(-1)
+        size = squared.diagonal(dim1=-2, dim2=-1).sqrt()
+        cosine = squared / (size.unsqueeze(-1) * size.unsqueeze(-2)).clamp_min(_TINY)
+        features += [cosine, (cosine + _TINY).sqrt()]
+    itself = _identity(cosine.shape[-1], cosine.dtype, cosine.device)
+    return torch.stack([*features, itself.expand_as(cosine)], -1)
+
+
+@lru_cache(maxsize=32)
+def _identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Not an inference tensor even if first asked for in inference mode: training uses it too.
+    with torch.inference_mode(False):
+        return torch.eye(size, dtype=dtype, device=device)
+
+
+class _UserFeatures:
+    """What describes each user at a waveform, all without a unit.
 
     Args:
-        system: The system.
-        channels: H, complex (n, J, J, K, M).
-        radar: f, complex (n, J, K, M_R).
-        comm: g, complex (n, J, K, M_C).
-        noise: N0, (n, 1, 1).
+        downlink: The users.
+        antenna_power: P_R/M_R, in W.
         price: π, (n, J).
     """
 
-    def __init__(
-        self,
-        system: ISACSystem,
-        channels: Tensor,
-        radar: Tensor,
-        comm: Tensor,
-        noise: Tensor,
-        price: Tensor,
-    ) -> None:
-        scenario = system.scenario
-        self._budget, self._noise = scenario.comm_power, noise
-        self._gram = comm @ comm.mH
-        self._radar_gram = radar @ radar.mH
-        self._gains: Tensor | None = None
-        if scenario.control == "power":
-            received = torch.view_as_real(comm @ system.codec.directions(channels))
-            self._gains = received.square().sum(-1)
-        self._users = scenario.num_users
-        strength = self._gram.diagonal(dim1=-2, dim2=-1).real
-        echo = self._radar_gram.diagonal(dim1=-2, dim2=-1).real
-        self._signal = self._budget * strength / self._users
-        self._static = torch.stack(
+    def __init__(self, downlink: Downlink, antenna_power: float, price: Tensor) -> None:
+        self._noise = noise = downlink.noise_power.unsqueeze(-1)
+        strength = downlink.gram.diagonal(dim1=-2, dim2=-1).real
+        echo = torch.view_as_real(downlink.radar).square().sum((-2, -1))
+        self._signal = downlink.budget * strength / strength.shape[-1]
+        self._constant = torch.stack(
             [
                 torch.log1p(self._signal / noise),
-                torch.log1p(scenario.radar_power / scenario.num_radar_antennas * echo / noise),
-                (torch.log(self._budget / noise) / 3.0).expand_as(strength),
+                torch.log1p(antenna_power * echo / noise),
+                (torch.log(downlink.budget / noise) / 3.0).expand_as(strength),
                 (torch.log(price.unsqueeze(-1)) / 3.0 - 1.5).expand_as(strength),
             ],
             -1,
         )
 
-    def edge_features(self) -> Tensor:
-        """How alike the channels of two users are, (n, J, K, K, 5)."""
-        features = []
-        for gram in (self._gram, self._radar_gram):
-            squared = torch.view_as_real(gram).square().sum(-1)
-            size = squared.diagonal(dim1=-2, dim2=-1).sqrt()
-            cosine = squared / (size.unsqueeze(-1) * size.unsqueeze(-2)).clamp_min(_TINY)
-            features += [cosine, (cosine + _TINY).sqrt()]
-        itself = torch.eye(self._users, dtype=cosine.dtype, device=cosine.device)
-        return torch.stack([*features, itself.expand_as(cosine)], -1)
-
-    def features(self, received: Tensor) -> Tensor:
-        """What describes each user at the present waveform, (n, J, K, 7)."""
+    def at(self, received: Tensor) -> Tensor:
+        """Features (n, J, K, 7) where the users receive the radar power (n, J, K), in W."""
+        disturbance = self._noise + received
         present = [
             torch.log1p(received / self._noise),
-            torch.log1p(self._signal / (self._noise + received)),
-            received / (self._noise + received),
+            torch.log1p(self._signal / disturbance),
+            received / disturbance,
         ]
-        return torch.cat([torch.stack(present, -1), self._static], -1)
-
-    def loading(self, dual: Tensor, received: Tensor) -> Tensor:
-        """σ_k²/λ_k, (n, J, K), with Σ λ_k = P and λ given by its logits."""
-        shares = torch.softmax(dual, -1).clamp_min(_LEAST_SHARE)
-        return (self._noise + received) / (self._budget * shares)
-
-    def slopes(self, power: Tensor, dual: Tensor, received: Tensor) -> Tensor:
-        """What a watt of radar power at each user costs in rate, (n, J, K), in bit/s/Hz/W.
-
-        Args:
-            power: Logits of the powers, (n, J, K).
-            dual: Logits of the dual powers, (n, J, K).
-            received: Radar power at each user, (n, J, K).
-        """
-        gains = self._gains
-        if gains is None:
-            loaded = self._gram + torch.diag_embed(self.loading(dual, received))
-            inverse, _ = torch.linalg.inv_ex(loaded)
-            columns = self._gram @ inverse
-            norm = (inverse.mT * columns).sum(-2, keepdim=True).real.clamp_min(_TINY)
-            gains = torch.view_as_real(columns).square().sum(-1) / norm
-        powers = gains * (self._budget * torch.softmax(power, -1)).unsqueeze(-2)
-        signal = powers.diagonal(dim1=-2, dim2=-1)
-        disturbance = (powers.sum(-1) - signal).clamp_min(0.0) + received + self._noise
-        slopes: Tensor = signal / (disturbance * (disturbance + signal)) / math.log(2.0)
-        return slopes
-
-
-def _resolvent(radar: Tensor, weights: Tensor) -> Tensor:
-    """(I + Σ_k w_k f_k* f_kᵀ)⁻¹, complex (n, J, M_R, M_R), by a K x K system."""
-    scaled = weights.sqrt().unsqueeze(-1) * radar
-    users, antennas = radar.shape[-2:]
-    small = scaled @ scaled.mH + torch.eye(users, dtype=radar.dtype, device=radar.device)
-    inner, _ = torch.linalg.solve_ex(small, scaled)
-    identity = torch.eye(antennas, dtype=radar.dtype, device=radar.device)
-    resolvent: Tensor = identity - scaled.mH @ inner
-    return resolvent
+        return torch.cat([torch.stack(present, -1), self._constant], -1)

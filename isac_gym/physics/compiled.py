@@ -22,7 +22,7 @@ from torch import Tensor
 
 from isac_gym.physics.steering import centred_real_steering
 
-__all__ = ["CompiledDescent", "CompiledPairs"]
+__all__ = ["CompiledPairs", "CompiledStage", "matrices_of"]
 
 _LANES = 16
 _MATRICES_A_TASK = 16
@@ -45,7 +45,7 @@ class CompiledPairs:
         self._rows = np.ascontiguousarray(steering)
         self._columns = np.ascontiguousarray(np.pad(steering, ((0, padded), (0, 0))).T)
         self._has_zero = bool(half[0] == 0)
-        self._key = (num_antennas, num_antennas - num_antennas // 2, len(half))
+        self.key = (num_antennas, num_antennas - num_antennas // 2, len(half))
 
     @staticmethod
     def supports(grid_deg: Tensor) -> bool:
@@ -64,20 +64,23 @@ class CompiledPairs:
 
     def kernel(self, want_gradient: bool) -> Callable[..., None]:
         """The compiled loop."""
-        return _kernel(*self._key, want_gradient)
+        return _kernel(*self.key, want_gradient)
 
-    def __call__(self, matrices: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, matrices: Tensor, want_gradient: bool, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
         """Sum and, if wanted, its gradient.
 
         Args:
             matrices: R, Hermitian, complex64 on the CPU, shape (..., M, M).
             want_gradient: Whether the gradient is wanted.
+            smoothing: δ² in √(abs(·)² + δ²), which stands for the magnitude, in W².
 
         Returns:
             Sum (...) and gradient (..., M, M) or None.
         """
         kernel = self.kernel(want_gradient)
-        size = self._key[0]
+        size = self.key[0]
         held = matrices.resolve_conj().contiguous()
         parts = torch.view_as_real(held).view(-1, size, size, 2).numpy()
         value = np.empty(len(parts), np.float32)
@@ -91,6 +94,7 @@ class CompiledPairs:
                 self._rows,
                 self._columns,
                 self._has_zero,
+                np.float32(smoothing),
                 value[first:last],
                 gradient[first:last],
             )
@@ -113,11 +117,11 @@ def _shared_out(run: Callable[[int, int], None], count: int) -> None:
     list(_pool(workers, os.getpid()).map(run, edges[:-1], edges[1:]))
 
 
-class CompiledDescent:
-    """Forward-backward steps on waveforms, each matrix in one go while it is in the cache.
+class CompiledStage:
+    """A stage of :mod:`isac_gym.physics.unfolding`, each block in one go while it is in the cache.
 
-    The steps are those of :func:`isac_gym.physics.waveform.descend`. The beampattern error enters
-    by the lag sums ρ of R alone: its gradient by them is (2/L)(BBᵀρ - α B d), with P(θ) = Bᵀρ.
+    The beampattern error enters by the lag sums ρ of R alone: its gradient by them is
+    (2/L)(BBᵀρ - α B d), with P(θ) = Bᵀρ.
 
     Args:
         pairs: The sum over pairs of a coarse grid.
@@ -140,60 +144,71 @@ class CompiledDescent:
         self._pairs = pairs
         pattern = lag_pattern.double()
         length = pattern.shape[-1]
+        wanted = desired.double() @ pattern.mT
         self._inputs = (
+            *pairs.tables,
             np.float32(correlation_scale),
-            torch.view_as_real(diagonals.resolve_conj()).contiguous().float().numpy(),
+            _real(diagonals),
             ((2.0 / length) * pattern @ pattern.mT).float().numpy(),
-            ((2.0 / length) * desired.double() @ pattern.mT).float().contiguous().numpy(),
-            (desired.double() @ pattern.mT / desired.double().sum(-1, keepdim=True))
-            .float()
-            .contiguous()
-            .numpy(),
+            ((2.0 / length) * wanted).float().numpy(),
+            (wanted / desired.double().sum(-1, keepdim=True)).float().numpy(),
             np.float32(-1.0 if pattern_scale is None else pattern_scale),
         )
 
     def __call__(
         self,
+        downlink: Any,
+        controls: Any,
         streams: Tensor,
         before: Tensor,
-        resolvent: Tensor,
-        lengths: Tensor,
-        inertia: Tensor,
+        received: Tensor,
         power: float,
-    ) -> tuple[Tensor, Tensor]:
-        """New streams and those before them; arguments as in ``descend``."""
-        shape = streams.shape
-        held = [
-            torch.view_as_real(value.resolve_conj()).reshape(-1, *value.shape[-2:], 2).numpy()
-            for value in (streams, before, resolvent)
-        ]
-        # The loop overwrites these two.
-        now, then = np.array(held[0], order="C"), np.array(held[1], order="C")
-        matrices = np.ascontiguousarray(held[2])
-        paces = [
-            value.reshape(-1, value.shape[-1]).contiguous().numpy() for value in (lengths, inertia)
-        ]
-        kernel = _descent_kernel(shape[-2], shape[-1], self._pairs.kernel(True))
-        row_norm = np.float32((power / shape[-2]) ** 0.5)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`isac_gym.physics.unfolding.advance`."""
+        shape, users = streams.shape, received.shape[-1]
+
+        def flat(value: Tensor) -> _Float:
+            found: _Float = value.reshape(-1, value.shape[-1]).contiguous().numpy()
+            return found
+
+        # The loop overwrites these three.
+        now, then = (matrices_of(value).copy() for value in (streams, before))
+        heard = flat(received).copy()
+        inputs = (
+            now,
+            then,
+            heard,
+            *downlink.arrays,
+            controls.outputs.reshape(-1, users, 3).contiguous().numpy(),
+            flat(controls.tempo),
+            np.ascontiguousarray(controls.price.reshape(-1).numpy()),
+            np.float32(controls.length),
+            np.float32(controls.largest_correction),
+            np.float32(controls.smoothing),
+            np.float32((power / shape[-2]) ** 0.5),
+            *self._inputs,
+        )
+        kernel = _stage_kernel(shape[-2], shape[-1], self._pairs.key)
 
         def run(first: int, last: int) -> None:
-            kernel(
-                first,
-                last,
-                now,
-                then,
-                matrices,
-                *paces,
-                row_norm,
-                *self._pairs.tables,
-                *self._inputs,
-            )
+            kernel(first, last, *inputs)
 
         _shared_out(run, len(now))
-        found = [
+        new, old = (
             torch.from_numpy(value.view(np.complex64)[..., 0]).view(shape) for value in (now, then)
-        ]
-        return found[0], found[1]
+        )
+        return new, old, torch.from_numpy(heard).view(received.shape)
+
+
+def matrices_of(value: Tensor) -> _Float:
+    """Complex64 (..., M, N) as contiguous float32 (n, M, N, 2)."""
+    return _real(value).reshape(-1, *value.shape[-2:], 2)
+
+
+def _real(value: Tensor) -> _Float:
+    """A complex64 tensor as a contiguous float32 array with one axis more."""
+    found: _Float = torch.view_as_real(value.resolve_conj()).contiguous().numpy()
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -204,23 +219,41 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
 
 @lru_cache(maxsize=16)
 def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
+    """The compiled :func:`_pair_loop`."""
+    return _compiled(_pair_loop(size, cosines, half, want_gradient))
+
+
+def _options() -> dict[str, Any]:
+    # No flag that assumes finite numbers: a diverging training must be seen as such.
+    relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
+    return {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
+
+
+def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
+    import numba
+
+    try:
+        found: Callable[..., None] = numba.njit(**_options(), cache=True)(loop)
+    except RuntimeError:  # no folder to keep the machine code in
+        found = numba.njit(**_options())(loop)
+    return found
+
+
+def _pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
     """The loop for M = size, of which the first ``cosines`` parts are even, and ``half`` angles.
 
     The arguments are constants of the compiled code, so that its inner loops unroll.
     """
-    import numba
-
     width = half + -half % _LANES
     pairs = size // 2
     root = np.float32(0.5**0.5)
-    # No flag that assumes finite numbers: a diverging training must be seen as such.
-    relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
 
     def kernel(
         matrices: _Float,
         rows: _Float,
         columns: _Float,
         has_zero: bool,
+        smoothing: float,
         value: _Float,
         gradient: _Float,
     ) -> None:
@@ -267,6 +300,7 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
             planes[:] = zero
             for i in range(half):
                 both = i > 0 or not has_zero
+                lift = smoothing if both else zero
                 for n in range(size):
                     x = y = z = t = zero
                     for m in range(cosines):
@@ -296,10 +330,10 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
                         o1 += p[1, n] * a
                         o2 += p[2, n] * a
                         o3 += p[3, n] * a
-                    s0 = np.sqrt((e0 + o0) ** 2 + (e1 + o1) ** 2)
-                    s1 = np.sqrt((e0 - o0) ** 2 + (e1 - o1) ** 2)
-                    s2 = np.sqrt((e2 + o2) ** 2 + (e3 + o3) ** 2)
-                    s3 = np.sqrt((e2 - o2) ** 2 + (e3 - o3) ** 2)
+                    s0 = np.sqrt((e0 + o0) ** 2 + (e1 + o1) ** 2 + smoothing)
+                    s1 = np.sqrt((e0 - o0) ** 2 + (e1 - o1) ** 2 + smoothing)
+                    s2 = np.sqrt((e2 + o2) ** 2 + (e3 + o3) ** 2 + lift)
+                    s3 = np.sqrt((e2 - o2) ** 2 + (e3 - o3) ** 2 + lift)
                     work[m] = s0 + s1 + s2 + s3
                     if want_gradient:
                         r0 = one / (s0 + tiny)
@@ -326,7 +360,7 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
                     for n in range(cosines, size):
                         x -= p[0, n] * rows[i, n]
                         y -= p[1, n] * rows[i, n]
-                s = np.sqrt(x * x + y * y)
+                s = np.sqrt(x * x + y * y + lift)
                 total += partial + s
                 if want_gradient:
                     r = one / (s + tiny)
@@ -382,29 +416,66 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
                         gradient[b, pairs, n, 0] = half_turned[0, pairs, n]
                         gradient[b, pairs, n, 1] = half_turned[1, pairs, n]
 
-    options: dict[str, Any] = {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
-    try:
-        compiled: Callable[..., None] = numba.njit(**options, cache=True)(kernel)
-    except RuntimeError:  # no folder to keep the machine code in
-        compiled = numba.njit(**options)(kernel)
-    return compiled
+    return kernel
+
+
+def _softmax(logits: _Float, shares: Any) -> None:
+    largest = logits.max()
+    total = 0.0
+    for k in range(len(shares)):
+        shares[k] = np.exp(logits[k] - largest)
+        total += shares[k]
+    for k in range(len(shares)):
+        shares[k] /= total
+
+
+def _invert(system: Any, inverse: Any) -> None:
+    """Gauss and Jordan without pivoting: the matrices are Hermitian and positive definite."""
+    size = len(system)
+    inverse[:] = 0.0
+    for k in range(size):
+        inverse[k, k] = 1.0
+    for k in range(size):
+        pivot = 1.0 / system[k, k]
+        for n in range(size):
+            system[k, n] *= pivot
+            inverse[k, n] *= pivot
+        for i in range(size):
+            if i != k:
+                share = system[i, k]
+                for n in range(size):
+                    system[i, n] -= share * system[k, n]
+                    inverse[i, n] -= share * inverse[k, n]
 
 
 @lru_cache(maxsize=16)
-def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Callable[..., None]:
-    """The steps for V with ``size`` rows and ``columns`` columns."""
-    import numba
+def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callable[..., None]:
+    """The stage for V with ``size`` rows and ``columns`` columns, on the grid of ``key``."""
+    from numba.extending import register_jitable
 
-    relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
+    # Not compiled by themselves, so that what is made of them can be kept on the disk.
+    pairs = register_jitable(**_options())(_pair_loop(*key, True))
+    softmax = register_jitable(error_model="numpy")(_softmax)
+    invert = register_jitable(error_model="numpy")(_invert)
+    log2 = float(np.log(2.0))
 
     def kernel(
         first: int,
         last: int,
         streams: _Float,
         before: _Float,
-        resolvent: _Float,
-        lengths: _Float,
-        inertia: _Float,
+        received: _Float,
+        radar: _Float,
+        gram: _Float,
+        gains: _Float,
+        noise: _Float,
+        budget: float,
+        outputs: _Float,
+        tempo: _Float,
+        price: _Float,
+        length: float,
+        largest_correction: float,
+        smoothing: float,
         row_norm: float,
         rows: _Float,
         padded: _Float,
@@ -429,16 +500,92 @@ def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Call
         lags = np.empty(2 * size - 1, np.float32)
         pull = np.empty(2 * size - 1, np.float32)
         gradient = np.empty((2, size, size), np.float32)
+        users = gram.shape[1]
+        resolvent = np.empty((2, size, size), np.float32)
+        scaled = np.empty((2, users, size), np.float32)
+        solved = np.empty((2, size), np.float32)
+        steps = tempo.shape[1] // 2
+        powers = np.empty(users, np.float64)
+        duals = np.empty(users, np.float64)
+        weights = np.empty(users, np.float64)
+        gain = np.empty((users, users), np.float64)
+        system = np.empty((users, users), np.complex128)
+        inverse = np.empty((users, users), np.complex128)
         stations = linear.shape[0]
         for b in range(first, last):
             station = b % stations
+            softmax(outputs[b, :, 0], powers)
+            if gains.shape[0]:
+                gain[:] = gains[b]
+            else:
+                softmax(outputs[b, :, 1], duals)
+                for k in range(users):
+                    for i in range(users):
+                        system[k, i] = complex(gram[b, k, i, 0], gram[b, k, i, 1])
+                    load = budget * max(duals[k], 1e-6)
+                    system[k, k] += (noise[b] + received[b, k]) / load
+                invert(system, inverse)
+                for i in range(users):
+                    norm = 0.0
+                    for k in range(users):
+                        column = 0j
+                        for n in range(users):
+                            column += complex(gram[b, k, n, 0], gram[b, k, n, 1]) * inverse[n, i]
+                        norm += (inverse[i, k] * column).real
+                        gain[k, i] = column.real * column.real + column.imag * column.imag
+                    norm = max(norm, 1e-12)
+                    for k in range(users):
+                        gain[k, i] /= norm
+            for k in range(users):
+                signal = budget * powers[k] * gain[k, k]
+                disturbed = received[b, k] + noise[b]
+                for i in range(users):
+                    if i != k:
+                        disturbed += budget * powers[i] * gain[k, i]
+                slope_of_user = signal / (disturbed * (disturbed + signal)) / log2
+                correction = min(max(outputs[b, k, 2], -largest_correction), largest_correction)
+                factor = length * np.exp(correction) / price[b]
+                weights[k] = np.sqrt(factor * slope_of_user)
+            # I - Sᴴ(I + SSᴴ)⁻¹S with S the rows √w_k f_kᵀ.
+            for k in range(users):
+                root_weight = np.float32(weights[k])
+                for m in range(size):
+                    scaled[0, k, m] = root_weight * radar[b, k, m, 0]
+                    scaled[1, k, m] = root_weight * radar[b, k, m, 1]
+            for k in range(users):
+                for i in range(k + 1):
+                    x = y = zero
+                    for m in range(size):
+                        x += scaled[0, k, m] * scaled[0, i, m] + scaled[1, k, m] * scaled[1, i, m]
+                        y += scaled[1, k, m] * scaled[0, i, m] - scaled[0, k, m] * scaled[1, i, m]
+                    system[k, i] = complex(x, y)
+                    system[i, k] = complex(x, -y)
+                system[k, k] += 1.0
+            invert(system, inverse)
+            resolvent[:] = zero
+            for m in range(size):
+                resolvent[0, m, m] = one
+            for k in range(users):
+                solved[:] = zero
+                for i in range(users):
+                    x = np.float32(inverse[k, i].real)
+                    y = np.float32(inverse[k, i].imag)
+                    for n in range(size):
+                        solved[0, n] += x * scaled[0, i, n] - y * scaled[1, i, n]
+                        solved[1, n] += x * scaled[1, i, n] + y * scaled[0, i, n]
+                for m in range(size):
+                    x = scaled[0, k, m]
+                    y = -scaled[1, k, m]
+                    for n in range(size):
+                        resolvent[0, m, n] -= x * solved[0, n] - y * solved[1, n]
+                        resolvent[1, m, n] -= x * solved[1, n] + y * solved[0, n]
             for m in range(size):
                 for c in range(columns):
                     now[0, m, c] = streams[b, m, c, 0]
                     now[1, m, c] = streams[b, m, c, 1]
                     then[0, m, c] = before[b, m, c, 0]
                     then[1, m, c] = before[b, m, c, 1]
-            for step in range(lengths.shape[1]):
+            for step in range(steps):
                 for m in range(size):
                     for n in range(m + 1):
                         x = y = zero
@@ -449,7 +596,7 @@ def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Call
                         matrix[0, m, n, 1] = y
                         matrix[0, n, m, 0] = x
                         matrix[0, n, m, 1] = -y
-                pairs(matrix, rows, padded, has_zero, value, slope)
+                pairs(matrix, rows, padded, has_zero, smoothing, value, slope)
                 lags[:] = zero
                 for m in range(size):
                     lags[0] += matrix[0, m, m, 0]
@@ -483,15 +630,15 @@ def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Call
                             y -= half * pull[2 * (m - n)]
                         gradient[0, m, n] = x
                         gradient[1, m, n] = y
-                length = lengths[b, step]
-                beta = inertia[b, step]
+                eta = length * np.exp(tempo[b, step])
+                beta = tempo[b, steps + step]
                 for m in range(size):
                     for c in range(columns):
                         moved[0, m, c] = (one + beta) * now[0, m, c] - beta * then[0, m, c]
                         moved[1, m, c] = (one + beta) * now[1, m, c] - beta * then[1, m, c]
                     for n in range(size):
-                        x = length * gradient[0, m, n]
-                        y = length * gradient[1, m, n]
+                        x = eta * gradient[0, m, n]
+                        y = eta * gradient[1, m, n]
                         for c in range(columns):
                             moved[0, m, c] -= x * now[0, n, c] - y * now[1, n, c]
                             moved[1, m, c] -= x * now[1, n, c] + y * now[0, n, c]
@@ -499,23 +646,34 @@ def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Call
                 for m in range(size):
                     now[:, m] = zero
                     for n in range(size):
-                        x = resolvent[b, m, n, 0]
-                        y = resolvent[b, m, n, 1]
+                        x = resolvent[0, m, n]
+                        y = resolvent[1, m, n]
                         for c in range(columns):
                             now[0, m, c] += x * moved[0, n, c] - y * moved[1, n, c]
                             now[1, m, c] += x * moved[1, n, c] + y * moved[0, n, c]
-                    norm = zero
+                    row: Any = zero
                     for c in range(columns):
-                        norm += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
-                    norm = np.sqrt(norm)
-                    if norm < tiny:
+                        row += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
+                    row = np.sqrt(row)
+                    if row < tiny:
                         now[0, m] = row_norm / np.sqrt(np.float32(columns))
                         now[1, m] = zero
                     else:
-                        norm = row_norm / norm
+                        row = row_norm / row
                         for c in range(columns):
-                            now[0, m, c] *= norm
-                            now[1, m, c] *= norm
+                            now[0, m, c] *= row
+                            now[1, m, c] *= row
+            for k in range(users):
+                total_power: Any = zero
+                for c in range(columns):
+                    x = y = zero
+                    for m in range(size):
+                        p = radar[b, k, m, 0]
+                        q = radar[b, k, m, 1]
+                        x += p * now[0, m, c] - q * now[1, m, c]
+                        y += p * now[1, m, c] + q * now[0, m, c]
+                    total_power += x * x + y * y
+                received[b, k] = total_power
             for m in range(size):
                 for c in range(columns):
                     streams[b, m, c, 0] = now[0, m, c]
@@ -523,9 +681,4 @@ def _descent_kernel(size: int, columns: int, pairs: Callable[..., None]) -> Call
                     before[b, m, c, 0] = then[0, m, c]
                     before[b, m, c, 1] = then[1, m, c]
 
-    options: dict[str, Any] = {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
-    try:
-        compiled: Callable[..., None] = numba.njit(**options, cache=True)(kernel)
-    except RuntimeError:  # no folder to keep the machine code in
-        compiled = numba.njit(**options)(kernel)
-    return compiled
+    return _compiled(kernel)

@@ -221,11 +221,15 @@ class SensingModel:
             )
         return torch.stack(terms, -1) if self.per_station else terms[0]
 
-    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def with_gradient(
+        self, covariance: Tensor, smoothing: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """L_r and its gradient by R, both differentiable: for algorithms that are learned through.
 
         Args:
             covariance: Hermitian R as in :meth:`__call__`, in W.
+            smoothing: δ² in √(abs(·)² + δ²), which stands for the magnitudes of ``"grid_abs"``, in
+                W²; a number or a scalar tensor.
 
         Returns:
             L_r (...) and G = ∂L_r/∂R, complex Hermitian (..., M, M): dL_r = Re tr(G dR).
@@ -233,7 +237,7 @@ class SensingModel:
         if self.cross_correlation_form != "grid_abs":
             return self._taped_gradient(covariance)
         error, by_error = self.error_with_gradient(covariance)
-        correlation, by_correlation = self.correlation_with_gradient(covariance)
+        correlation, by_correlation = self.correlation_with_gradient(covariance, smoothing)
         return error + correlation, by_error + by_correlation
 
     def error_with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,7 +254,9 @@ class SensingModel:
         matrix = flat.unflatten(-1, (self.num_antennas, self.num_antennas, 2))
         return torch.view_as_complex(matrix.contiguous())
 
-    def correlation_with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def correlation_with_gradient(
+        self, covariance: Tensor, smoothing: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """L_r2 of ``"grid_abs"`` and its gradient by R, as :meth:`with_gradient`.
 
         Holds the pattern of all pairs: meant for coarse grids.
@@ -259,7 +265,7 @@ class SensingModel:
             torch.is_grad_enabled() and covariance.requires_grad
         ):
             assert self.compiled is not None
-            value, gradient = self.compiled(covariance, True)
+            value, gradient = self.compiled(covariance, True, float(smoothing))
             assert gradient is not None
             # Its loop visits each pair once, so its gradient is not Hermitian by itself.
             return self.pair_weight * value, 0.5 * self.pair_weight * (gradient + gradient.mH)
@@ -267,7 +273,7 @@ class SensingModel:
         steering = self._real_steering
         real = steering @ turned.real @ steering.mT
         imaginary = steering @ turned.imag @ steering.mT
-        magnitude = (real.square() + imaginary.square() + _TINY_SQUARE).sqrt()
+        magnitude = (real.square() + imaginary.square() + (smoothing + _TINY_SQUARE)).sqrt()
         weight = self._off_diagonal / magnitude
         value = 0.5 * self.pair_weight * (magnitude * self._off_diagonal).sum((-2, -1))
         inner = torch.complex(

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isac_gym.physics.compiled import CompiledDescent
+from isac_gym.physics.compiled import CompiledStage
 from isac_gym.physics.lbfgs import BatchedLBFGS
 from isac_gym.physics.sensing import SensingModel
 from isac_gym.physics.steering import angular_grid
@@ -24,7 +24,6 @@ __all__ = [
     "Objective",
     "Sensing",
     "WaveformSearch",
-    "descend",
     "normalise_rows",
 ]
 
@@ -58,7 +57,9 @@ class Sensing(Protocol):
     def loss(self, covariance: Tensor) -> Tensor:
         """L_r."""
 
-    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def with_gradient(
+        self, covariance: Tensor, smoothing: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """L_r and its gradient by R, Hermitian (..., J, M, M), both differentiable."""
 
 
@@ -76,9 +77,11 @@ class ExactSensing:
         """See :meth:`Sensing.loss`."""
         return self._model(covariance).total
 
-    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def with_gradient(
+        self, covariance: Tensor, smoothing: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """See :meth:`Sensing.with_gradient`."""
-        return self._model.with_gradient(covariance)
+        return self._model.with_gradient(covariance, smoothing)
 
 
 class CoarseSensing:
@@ -105,7 +108,7 @@ class CoarseSensing:
             dtype=model.desired.dtype,
             device=model.desired.device,
         )
-        self._descent: CompiledDescent | None = None
+        self._stage: CompiledStage | None = None
         many, few = len(model.grid_deg), len(self._coarse.grid_deg)
         self._scale = many * (few - 1) / (few * (many - 1))
         fine, coarse = model.by_pattern(_ones(model)), self._coarse.by_pattern(_ones(self._coarse))
@@ -117,21 +120,23 @@ class CoarseSensing:
         correlation = self._coarse.cross_correlation(covariance)
         return self._model.beampattern_error(pattern) + self._scaled(correlation, covariance)
 
-    def with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    def with_gradient(
+        self, covariance: Tensor, smoothing: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """As :meth:`~isac_gym.physics.sensing.SensingModel.with_gradient`."""
         error, by_error = self._model.error_with_gradient(covariance)
-        correlation, gradient = self._coarse.correlation_with_gradient(covariance)
+        correlation, gradient = self._coarse.correlation_with_gradient(covariance, smoothing)
         value = error + self._scaled(correlation, covariance)
         return value, by_error + self._scale * gradient + self._diagonals
 
-    def compiled_descent(self) -> CompiledDescent | None:
-        """The compiled loop of :func:`descend`; None where there is none."""
-        if self._descent is None:
+    def compiled_stage(self) -> CompiledStage | None:
+        """The compiled loop of :class:`~isac_gym.physics.unfolding.Stage`, where there is one."""
+        if self._stage is None:
             pairs, model = self._coarse.compiled, self._model
             if pairs is None or self._coarse.cross_correlation_form != "grid_abs":
                 return None
             scale = model.pattern_scale
-            self._descent = CompiledDescent(
+            self._stage = CompiledStage(
                 pairs,
                 self._scale * self._coarse.pair_weight,
                 self._diagonals.reshape(-1, model.num_antennas, model.num_antennas)[0],
@@ -139,7 +144,7 @@ class CoarseSensing:
                 model.desired.reshape(-1, model.desired.shape[-1]),
                 None if scale == "optimal" else float(scale),
             )
-        return self._descent
+        return self._stage
 
     def _scaled(self, correlation: Tensor, covariance: Tensor) -> Tensor:
         """The correlation on the fine grid."""
@@ -166,54 +171,6 @@ class Objective(Protocol):
         Returns:
             The factors (n,) by which φ grew through that, or None if it did not.
         """
-
-
-def descend(
-    sensing: Sensing,
-    streams: Tensor,
-    before: Tensor,
-    resolvent: Tensor,
-    lengths: Tensor,
-    inertia: Tensor,
-    power: float,
-) -> tuple[Tensor, Tensor]:
-    """Forward-backward steps on V: explicit in the sensing loss, implicit in the interference.
-
-    Each step is V ← rows normalised of A[V - η (∂L_r/∂R)V + β(V - V_before)]. On the CPU in single
-    precision, where no gradient is wanted, it runs as a compiled loop.
-
-    Args:
-        sensing: The sensing loss.
-        streams: V, complex (n, J, M, r), in √W.
-        before: V of the step before, same shape.
-        resolvent: A, complex (n, J, M, M).
-        lengths: η of S steps, (n, J, S).
-        inertia: β of S steps, (n, J, S).
-        power: P_R, in W.
-
-    Returns:
-        The new V, and the V before it.
-    """
-    if isinstance(sensing, CoarseSensing) and _is_plain(streams, resolvent, lengths):
-        loop = sensing.compiled_descent()
-        if loop is not None:
-            return loop(streams, before, resolvent, lengths, inertia, power)
-    for eta, beta in zip(lengths.unbind(-1), inertia.unbind(-1), strict=True):
-        _, gradient = sensing.with_gradient(streams @ streams.mH)
-        moved = streams - eta[..., None, None] * (gradient @ streams)
-        moved = moved + beta[..., None, None] * (streams - before)
-        before, streams = streams, normalise_rows(resolvent @ moved, power)
-    return streams, before
-
-
-def _is_plain(*tensors: Tensor) -> bool:
-    """Whether no gradient is wanted, and all is in single precision on the CPU."""
-    if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
-        return False
-    return all(
-        value.device.type == "cpu" and value.dtype in (torch.complex64, torch.float32)
-        for value in tensors
-    )
 
 
 class WaveformSearch:
