@@ -1,6 +1,7 @@
 """Learning agents."""
 
 from isac_gym.agents.config import PRESETS, AgentConfig
+from isac_gym.agents.loading import load_agent
 from isac_gym.agents.primal_dual import NoDual, PrimalDual
 from isac_gym.agents.supervised import Supervised
 from isac_gym.agents.transfer import TransferBeamforming
@@ -12,4 +13,5 @@ __all__ = [
     "PrimalDual",
     "Supervised",
     "TransferBeamforming",
+    "load_agent",
 ]

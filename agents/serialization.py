@@ -18,7 +18,7 @@ from torch import Tensor
 import isac_gym
 from isac_gym.files import write_atomically
 
-__all__ = ["read_archive", "write_archive"]
+__all__ = ["read_archive", "read_kind", "write_archive"]
 
 _FORMAT = "isac-gym agent"
 _FORMAT_VERSION = 1
@@ -49,12 +49,12 @@ def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[st
     write_atomically(path, buffer.getvalue())
 
 
-def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_archive(path: str | Path, kind: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read an archive written by :func:`write_archive`; executes nothing from it.
 
     Args:
         path: The file.
-        kind: Expected value of the description's ``kind``.
+        kind: Expected value of the description's ``kind``; None takes any.
 
     Returns:
         Description and tensors.
@@ -90,6 +90,12 @@ def read_archive(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str,
             f"{source}: format_version must be {_FORMAT_VERSION}, "
             f"got {meta.get('format_version')!r}"
         )
-    if meta.get("kind") != kind:
+    if kind is not None and meta.get("kind") != kind:
         raise ValueError(f"{source}: kind must be {kind!r}, got {meta.get('kind')!r}")
     return meta, tensors
+
+
+def read_kind(path: str | Path) -> Any:
+    """The ``kind`` of an archive; errors as in :func:`read_archive`."""
+    meta, _ = read_archive(path, None)
+    return meta.get("kind")

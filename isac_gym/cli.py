@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from isac_gym.cli_common import (
     EXPECTED_ERRORS,
+    AgentSettings,
     Channels,
     EvaluationSeed,
     Output,
@@ -23,8 +25,10 @@ from isac_gym.cli_common import (
     console,
     fail,
     find_modules_here,
+    is_file,
     make_env,
     named_agent,
+    parse_assignments,
     print_files,
     require_trained,
 )
@@ -116,7 +120,7 @@ def compare(
     names = [
         name
         for name in ([] if only else agent_names(control))
-        if name in REGISTRY and own.radar in REGISTRY[name].radars
+        if name in REGISTRY and REGISTRY[name].compared and own.radar in REGISTRY[name].radars
     ]
     if not only and control == "beamforming" and own.precoder_directions == "mrt":
         names.remove("equal-power")  # "mrt" is the same
@@ -134,7 +138,7 @@ def compare(
     except EXPECTED_ERRORS as error:
         fail(error)
     for name, made in agents.items():
-        if (name not in REGISTRY or REGISTRY[name].learns) and not name.endswith(".zip"):
+        if (name not in REGISTRY or REGISTRY[name].learns) and not is_file(name):
             checkpoints.append(_train(made, name, output))
     try:
         waiting = iter(agents)
@@ -182,14 +186,27 @@ def train(
     name: Annotated[str, typer.Argument(help="A learning agent of `isac-gym agents`.")],
     scenario: ScenarioName = "paper",
     settings: Settings = None,
+    agent_settings: AgentSettings = None,
     seed: Seed = 0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Gradient steps.")] = None,
+    device: Annotated[str, typer.Option(help="A torch device; auto is CUDA if present.")] = "auto",
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    evaluate_every: Annotated[
+        int, typer.Option(min=0, help="Iterations between evaluations; 0 makes none.")
+    ] = 0,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="End after so many evaluations without improvement."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File for the agent.")] = Path(
         "results/agent.zip"
     ),
 ) -> None:
-    """Train an agent and save it; goes on where a killed run of the same output was."""
+    """Train an agent and save it; goes on where a killed run of the same output was.
+
+    With --evaluate-every the best agent whose constraints hold is kept beside it, as NAME.best.zip.
+    """
+    from isac_gym.agents.callbacks import EvaluationCallback, StopOnConvergence
     from isac_gym.agents.trainer import TrainingError
     from isac_gym.policy import REGISTRY, make_agent
 
@@ -198,19 +215,37 @@ def train(
             f"agent must be one of {', '.join(k for k, v in REGISTRY.items() if v.learns)}, "
             f"got {name!r}"
         )
+    if patience is not None and not evaluate_every:
+        fail("--patience needs --evaluate-every")
     env = make_env(scenario, settings)
     checkpoint = output.with_suffix(".checkpoint.zip")
+    best = output.with_suffix(".best.zip")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        learner: Any = make_agent(name, env, seed=seed)
+        options = parse_assignments("--agent-set", agent_settings)
+        learner: Any = make_agent(name, env, seed=seed, device=device, **options)
+        callback = None
+        if evaluate_every:
+            then = None if patience is None else StopOnConvergence(patience)
+            callback = EvaluationCallback(learner, evaluate_every, best=best, then=then)
         learner.learn(
-            iterations, progress_bar=True, tensorboard_log=tensorboard, checkpoint=checkpoint
+            iterations,
+            progress_bar=True,
+            callback=callback,
+            tensorboard_log=tensorboard,
+            checkpoint=checkpoint,
         )
-        learner.save(output)
+        learner.save(output, command=" ".join(["isac-gym", *sys.argv[1:]]))
     except (*EXPECTED_ERRORS, TrainingError) as error:
         fail(error)
     checkpoint.unlink(missing_ok=True)
     console.print(f"agent: {output}", highlight=False)
+    if callback is not None and best.exists():
+        found = next(entry for entry in reversed(callback.history) if entry.is_best)
+        console.print(
+            f"best: {best} (iteration {found.iteration}, {found.sum_rate:.3f} bit/s/Hz)",
+            highlight=False,
+        )
 
 
 @app.command()

@@ -14,6 +14,7 @@ from isac_gym.scenario import Scenario
 
 __all__ = [
     "EXPECTED_ERRORS",
+    "AgentSettings",
     "Channels",
     "EvaluationSeed",
     "Output",
@@ -23,8 +24,10 @@ __all__ = [
     "console",
     "fail",
     "find_modules_here",
+    "is_file",
     "make_env",
     "named_agent",
+    "parse_assignments",
     "parse_scenario",
     "print_files",
     "require_trained",
@@ -46,6 +49,15 @@ Settings = Annotated[
         help="Change a scenario parameter, for example -s snr_db=5 (repeatable).",
     ),
 ]
+AgentSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--agent-set",
+        "-a",
+        metavar="NAME=VALUE",
+        help="Change a setting of the agent, for example -a batch_size=64 (repeatable).",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of training and initial weights.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
@@ -58,17 +70,23 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(2)
 
 
-def parse_scenario(name: str, settings: list[str] | None) -> Scenario:
-    """The scenario of a preset with ``NAME=VALUE`` settings; fails where they are invalid."""
+def parse_assignments(option: str, settings: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE`` settings with JSON values; what is no JSON is a string."""
     changes: dict[str, Any] = {}
     for setting in settings or []:
         key, separator, value = setting.partition("=")
         if not separator:
-            fail(f"--set must be NAME=VALUE, got {setting!r}")
+            fail(f"{option} must be NAME=VALUE, got {setting!r}")
         try:
             changes[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
             changes[key.strip()] = value
+    return changes
+
+
+def parse_scenario(name: str, settings: list[str] | None) -> Scenario:
+    """The scenario of a preset with ``NAME=VALUE`` settings; fails where they are invalid."""
+    changes = parse_assignments("--set", settings)
     unknown = sorted(set(changes) - set(Scenario.field_names()))
     if unknown:
         fail(
@@ -102,14 +120,19 @@ def find_modules_here() -> None:
     sys.path.insert(0, str(Path.cwd()))
 
 
+def is_file(name: str) -> bool:
+    """Whether a name is that of a saved agent, or of one that comes with the package."""
+    return name.endswith(".zip") or name.startswith("pretrained:")
+
+
 def named_agent(name: str, env: Any, seed: int = 0) -> Any:
-    """The agent of a name, of ``module:Class`` or of a saved file."""
+    """The agent of a name, of ``module:Class``, of a saved file or of ``pretrained:NAME``."""
     from isac_gym.policy import REGISTRY, make_agent
 
-    if name.endswith(".zip"):
-        from isac_gym.agents import PrimalDual
+    if is_file(name):
+        from isac_gym.agents import load_agent
 
-        return PrimalDual.load(name, env)
+        return load_agent(name, env)
     if name in REGISTRY and REGISTRY[name].learns:
         return make_agent(name, env, seed=seed)
     return make_agent(name, env)

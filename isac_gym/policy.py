@@ -128,6 +128,7 @@ class AgentEntry:
         options: Further keyword arguments of the target.
         controls: Control modes for which the agent exists.
         radars: Kinds of radar for which it exists.
+        compared: Whether it is compared unless agents are chosen by name.
     """
 
     target: str
@@ -136,6 +137,7 @@ class AgentEntry:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: frozenset[str] = frozenset({"power", "amplitude", "beamforming"})
     radars: frozenset[str] = frozenset({"learned", "fixed"})
+    compared: bool = True
 
     def make(self, env: Any, **options: Any) -> Policy:
         """Build the agent for an environment; ``options`` go over those of the entry."""
@@ -223,9 +225,72 @@ REGISTRY: Final[dict[str, AgentEntry]] = {
     ),
     "primal-dual": AgentEntry(
         "isac_gym.agents:PrimalDual",
-        "primal-dual learning, tuned",
+        "primal-dual learning, unfolded policy",
         learns=True,
         options={"preset": "tuned"},
+    ),
+    "primal-dual-wide": AgentEntry(
+        "isac_gym.agents:PrimalDual",
+        "the same for a range of SNR and thresholds",
+        learns=True,
+        options={"preset": "wide"},
+        controls=_FIXED_DIRECTIONS,
+        radars=_LEARNED,
+        compared=False,
+    ),
+    "primal-dual-model-based": AgentEntry(
+        "isac_gym.agents:PrimalDual",
+        "primal-dual learning, fully connected network with model-based outputs",
+        learns=True,
+        options={"preset": "model-based"},
+        controls=_FIXED_DIRECTIONS,
+        compared=False,
+    ),
+    "no-dual": AgentEntry(
+        "isac_gym.agents:NoDual",
+        "unfolded policy trained for the rate alone",
+        learns=True,
+        options={"preset": "tuned"},
+        compared=False,
+    ),
+    "no-dual-paper": AgentEntry(
+        "isac_gym.agents:NoDual",
+        "the paper's network trained for the rate alone",
+        learns=True,
+        options={"preset": "paper"},
+        compared=False,
+    ),
+    "supervised": AgentEntry(
+        "isac_gym.agents:Supervised",
+        "unfolded policy trained on the joint optimum's solutions",
+        learns=True,
+        options={"preset": "tuned"},
+        controls=_FIXED_DIRECTIONS,
+        compared=False,
+    ),
+    "supervised-paper": AgentEntry(
+        "isac_gym.agents:Supervised",
+        "the paper's network trained on WMMSE's solutions",
+        learns=True,
+        options={"preset": "paper", "reference": "wmmse"},
+        controls=_FIXED_DIRECTIONS,
+        compared=False,
+    ),
+    "transfer-beamforming": AgentEntry(
+        "isac_gym.agents:TransferBeamforming",
+        "unfolded policy, from power control to beamforming",
+        learns=True,
+        options={"preset": "tuned"},
+        controls=frozenset({"beamforming"}),
+        compared=False,
+    ),
+    "transfer-beamforming-paper": AgentEntry(
+        "isac_gym.agents:TransferBeamforming",
+        "the paper's network, from power control to beamforming",
+        learns=True,
+        options={"preset": "paper"},
+        controls=frozenset({"beamforming"}),
+        compared=False,
     ),
 }
 """The package's own agents and baselines by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ import torch
 from direct_model import SMALL
 
 from isac_gym import ChannelModel, RayleighChannel
-from isac_gym.agents import PrimalDual, PrimalDualConfig
-from isac_gym.agents.primal_dual import PRESETS
+from isac_gym.agents import PRESETS, AgentConfig, NoDual, PrimalDual
 from isac_gym.agents.trainer import TrainingError, TrainingProgress
 from isac_gym.baselines import MRT, EqualPower
 from isac_gym.channels import ChannelProcess, Complex, Links
@@ -33,6 +33,7 @@ TOY: dict[str, Any] = {
     "target_angles_deg": (-50.0, 10.0),
     "sensing_threshold": 0.16,
 }
+ARCHITECTURES = ("direct", "model_based", "unfolded")
 
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
@@ -42,6 +43,8 @@ def make(**changes: Any) -> gym.Env[Any, Any]:
 def quick(env: gym.Env[Any, Any], seed: int = 0, **settings: Any) -> PrimalDual:
     defaults: dict[str, Any] = {
         "hidden_sizes": (16,),
+        "width": 8,
+        "stages": ((15.0, 1), (15.0, 1)),
         "batch_size": 8,
         "learning_rate": 1e-3,
         "dual_step_size": 0.1,
@@ -71,7 +74,14 @@ def test_preset_paper_is_the_papers() -> None:
     assert paper.final_learning_rate is None
     assert paper.gradient_clip is None
     assert not paper.relative_constraints
-    assert paper.output == "direct"
+    assert paper.architecture == "direct"
+    assert paper.hidden_sizes is None
+    assert paper.dual_rule == "ascent"
+    assert paper.initial_multiplier == 0.0
+    assert paper.final_dual_step_size is None
+    assert paper.warmup_iterations == 0
+    assert paper.snr_range_db is None
+    assert paper.threshold_range is None
 
 
 @pytest.mark.parametrize("users", [2, 5])
@@ -216,7 +226,7 @@ def test_the_power_multiplier_brings_the_power_to_the_budget() -> None:
 
 def test_power_control_comes_close_to_the_best_powers_found_by_search() -> None:
     env = make(control="power", radar="fixed", sensing_threshold=0.3)
-    settings = {"hidden_sizes": (64, 64), "batch_size": 64, "output": "model_based"}
+    settings = {"hidden_sizes": (64, 64), "batch_size": 64, "architecture": "model_based"}
     agent = quick(env, learning_rate=1e-2, final_learning_rate=1e-4, **settings).learn(300)
     table = compare({"learned": agent, "equal": EqualPower(env)}, env, channels=400)
     scenario = env.unwrapped.scenario
@@ -241,13 +251,13 @@ def test_power_control_comes_close_to_the_best_powers_found_by_search() -> None:
 # Seeds and interruptions
 
 
-@pytest.mark.parametrize("output", ["direct", "model_based"])
-def test_the_same_seed_gives_the_same_weights(output: str) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_same_seed_gives_the_same_weights(architecture: str) -> None:
     env = make()
-    first, second, other = (quick(env, seed=seed, output=output).learn(20) for seed in (1, 1, 2))
+    first, second, other = (quick(env, seed=seed, architecture=architecture).learn(20) for seed in (1, 1, 2))
     assert same(first, second)
     assert not same(first, other)
-    assert not same(first, quick(env, seed=1, output=output))
+    assert not same(first, quick(env, seed=1, architecture=architecture))
 
 
 def test_the_initial_weights_depend_on_the_seed() -> None:
@@ -264,12 +274,12 @@ def test_training_does_not_depend_on_what_the_environment_did_before() -> None:
     assert same(quick(fresh).learn(10), quick(used).learn(10))
 
 
-@pytest.mark.parametrize("output", ["direct", "model_based"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("stop_at", [15, 20, 29])
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(
-    tmp_path: Path, output: str, stop_at: int
+    tmp_path: Path, architecture: str, stop_at: int
 ) -> None:
-    settings = {"output": output, "final_learning_rate": 1e-5, "gradient_clip": 1.0}
+    settings = {"architecture": architecture, "final_learning_rate": 1e-5, "gradient_clip": 1.0}
     env = make(csi_error_variance=0.1, num_cells=2)
     whole = quick(env, **settings).learn(30)
     checkpoint = tmp_path / "training.zip"
@@ -315,11 +325,17 @@ def test_a_finished_checkpoint_is_not_trained_again(tmp_path: Path) -> None:
         lambda env: quick(make(snr_db=3.0)),
         lambda env: quick(make(num_users=3)),
         lambda env: quick(env, hidden_sizes=(17,)),
-        lambda env: quick(env, output="model_based"),
+        lambda env: quick(env, architecture="model_based"),
+        lambda env: quick(env, architecture="unfolded"),
         lambda env: quick(env, dual_step_size=0.3),
+        lambda env: quick(env, dual_rule="augmented"),
+        lambda env: quick(env, warmup_iterations=2),
         lambda env: quick(env, seed=1),
     ],
-    ids=["rate", "batch", "snr", "users", "layers", "output", "dual-step", "seed"],
+    ids=[
+        *["rate", "batch", "snr", "users", "layers", "model-based", "unfolded", "dual-step"],
+        *["dual-rule", "warm-up", "seed"],
+    ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
     tmp_path: Path, other: Callable[[Any], PrimalDual]
@@ -329,7 +345,7 @@ def test_a_checkpoint_of_another_training_is_refused(
     quick(env).learn(5, checkpoint=checkpoint)
     content = checkpoint.read_bytes()
     agent = other(env)
-    with pytest.raises(ValueError, match=r"training\.zip"):
+    with pytest.raises(CheckpointError, match=r"training\.zip"):
         agent.learn(5, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == content
 
@@ -366,19 +382,19 @@ class Poisoned(ChannelModel):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("output", ["direct", "model_based"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_loss_that_is_not_finite_stops_the_training(
-    tmp_path: Path, value: float, output: str
+    tmp_path: Path, value: float, architecture: str
 ) -> None:
     checkpoint = tmp_path / "training.zip"
     env = make(channel_model=Poisoned(at=14, value=value))
-    agent = quick(env, output=output)
+    agent = quick(env, architecture=architecture)
     with pytest.raises(TrainingError, match=r"iteration 14\b") as caught:
         agent.learn(30, checkpoint=checkpoint, checkpoint_every=5)
     assert str(checkpoint) in str(caught.value)
-    expected = quick(make(), output=output).learn(30, callback=lambda p: p.iteration < 13)
+    expected = quick(make(), architecture=architecture).learn(30, callback=lambda p: p.iteration < 13)
     assert same(agent, expected), "the weights of the last good iteration are kept"
-    kept = quick(make(channel_model=Poisoned(at=-1, value=0)), output=output)
+    kept = quick(make(channel_model=Poisoned(at=-1, value=0)), architecture=architecture)
     kept.learn(30, checkpoint=checkpoint, callback=lambda p: p.iteration < 13)
     assert same(kept, expected)
 
@@ -389,9 +405,9 @@ def test_divergence_without_a_checkpoint() -> None:
         quick(env).learn(3)
 
 
-@pytest.mark.parametrize("output", ["direct", "model_based"])
-def test_an_absurd_step_size_ends_in_an_error_or_in_finite_weights(output: str) -> None:
-    agent = quick(make(), learning_rate=1e30, output=output)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_absurd_step_size_ends_in_an_error_or_in_finite_weights(architecture: str) -> None:
+    agent = quick(make(), learning_rate=1e30, architecture=architecture)
     with contextlib.suppress(TrainingError):
         agent.learn(60)
     assert all(np.isfinite(value).all() for value in weights(agent).values())
@@ -413,11 +429,33 @@ def test_an_absurd_step_size_ends_in_an_error_or_in_finite_weights(output: str) 
         ({"final_learning_rate": -1e-3}, "final_learning_rate"),
         ({"gradient_clip": np.nan}, "gradient_clip"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
-        ({"output": "magic"}, "output"),
+        ({"architecture": "magic"}, "architecture"),
         ({"hidden_sizes": ()}, "hidden_sizes"),
         ({"hidden_sizes": (8, 0)}, "hidden_sizes"),
         ({"hidden_sizes": (8.5,)}, "hidden_sizes"),
         ({"hidden_sizes": 8}, "hidden_sizes"),
+        ({"width": 0}, "width"),
+        ({"width": 8.0}, "width"),
+        ({"stages": ()}, "stages"),
+        ({"stages": ((7.0, 2),)}, "stages"),
+        ({"stages": ((6.0, 0),)}, "stages"),
+        ({"stages": ((6.0, True),)}, "stages"),
+        ({"stages": ((-6.0, 1),)}, "stages"),
+        ({"stages": (6.0, 2)}, "stages"),
+        ({"stages": 6}, "stages"),
+        ({"dual_rule": "magic"}, "dual_rule"),
+        ({"dual_gain": -1.0}, "dual_gain"),
+        ({"initial_multiplier": np.nan}, "initial_multiplier"),
+        ({"final_dual_step_size": np.inf}, "final_dual_step_size"),
+        ({"warmup_iterations": -1}, "warmup_iterations"),
+        ({"calibration_channels": 1.5}, "calibration_channels"),
+        ({"relative_constraints": 1}, "relative_constraints"),
+        ({"snr_range_db": (5.0, 1.0)}, "snr_range_db"),
+        ({"snr_range_db": 5.0}, "snr_range_db"),
+        ({"snr_range_db": (0.0, np.inf)}, "snr_range_db"),
+        ({"threshold_range": (0.11, 0.12, 0.13)}, "threshold_range"),
+        ({"snr_range_db": (0.0, 5.0), "architecture": "direct"}, "snr_range_db"),
+        ({"threshold_range": (0.2, 0.3), "architecture": "model_based"}, "threshold_range"),
         ({"preset": "magic"}, "preset"),
         ({"hidden": (8,)}, "hidden"),
     ],
@@ -435,11 +473,24 @@ def test_bad_numbers_of_iterations_are_named(iterations: Any) -> None:
         quick(make()).learn(iterations)
 
 
-def test_settings_are_immutable_and_hidden_sizes_become_a_tuple() -> None:
-    config = PrimalDualConfig(hidden_sizes=[4, 5])  # type: ignore[arg-type]
+def test_settings_are_immutable_and_sequences_become_tuples() -> None:
+    config = AgentConfig(
+        architecture="unfolded",
+        hidden_sizes=[4, 5],  # type: ignore[arg-type]
+        stages=[[6, 2]],  # type: ignore[arg-type]
+        snr_range_db=[0, 10],  # type: ignore[arg-type]
+    )
     assert config.hidden_sizes == (4, 5)
+    assert config.stages == ((6.0, 2),)
+    assert config.snr_range_db == (0.0, 10.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.iterations = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_settings_survive_json(preset: str) -> None:
+    config = PRESETS[preset]
+    assert AgentConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_only_isac_environments() -> None:
@@ -488,12 +539,39 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("control", ["power", "amplitude", "beamforming"])
 @pytest.mark.parametrize("scheduling", ["all", "contention"])
-@pytest.mark.parametrize("preset", ["paper", "tuned"])
+@pytest.mark.parametrize("preset", ["paper", "tuned", "model-based"])
 def test_every_mode_can_be_learned(control: str, scheduling: str, preset: str) -> None:
     env = gym.make("ISAC-MISO-v0", **SMALL, control=control, scheduling=scheduling, num_cells=2)
-    agent = PrimalDual(env, preset, batch_size=4, hidden_sizes=(8,)).learn(3)
+    settings: dict[str, Any] = {
+        "batch_size": 4,
+        "hidden_sizes": (8,),
+        "stages": ((15.0, 1),),
+        "warmup_iterations": 0,
+        "calibration_channels": 0,
+    }
+    agent = PrimalDual(env, preset, **settings).learn(3)
+    expected = {"paper": "direct", "tuned": "unfolded", "model-based": "model_based"}[preset]
+    assert agent.architecture == ("direct" if control == "amplitude" else expected)
     assert ("scheduling" in agent.duals.values) == (scheduling == "contention")
     assert all(value.shape == (2,) for value in agent.duals.values.values())
     observation, _ = env.reset(seed=0)
     assert agent.predict(observation)[0] in env.action_space
-    assert not same(agent, PrimalDual(env, preset, batch_size=4, hidden_sizes=(8,)))
+    assert not same(agent, PrimalDual(env, preset, **settings))
+
+
+def test_without_multipliers_the_constraint_has_no_price() -> None:
+    env = make()
+    agent = NoDual(env, "paper", hidden_sizes=(16,), batch_size=8, dual_step_size=5.0).learn(5)
+    assert agent.config.dual_rule == "none"
+    assert all(float(value.abs().max()) == 0.0 for value in agent.duals.values.values())
+    # The same batches, of which the priced one charges the excess from the second step on.
+    losses: list[list[float]] = []
+    for kind in (NoDual, PrimalDual):
+        seen: list[TrainingProgress] = []
+        other = kind(env, "paper", hidden_sizes=(16,), batch_size=8, dual_step_size=5.0)
+        other.learn(2, callback=seen.append)  # type: ignore[arg-type]
+        losses.append([progress.loss for progress in seen])
+        if kind is NoDual:
+            assert [p.loss for p in seen] == pytest.approx([-p.sum_rate for p in seen], rel=1e-6)
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] < losses[1][1]
