@@ -261,9 +261,10 @@ class SensingModel:
 
         Holds the pattern of all pairs: meant for coarse grids.
         """
-        if self._compiled_for(covariance) and not (
-            torch.is_grad_enabled() and covariance.requires_grad
-        ):
+        learned = covariance.requires_grad or (
+            isinstance(smoothing, Tensor) and smoothing.requires_grad
+        )
+        if self._compiled_for(covariance) and not (torch.is_grad_enabled() and learned):
             assert self.compiled is not None
             value, gradient = self.compiled(covariance, True, float(smoothing))
             assert gradient is not None
