@@ -32,7 +32,7 @@ from isac_gym.cli_common import (
     print_files,
     require_trained,
 )
-from isac_gym.cli_experiments import labels, tradeoff
+from isac_gym.cli_experiments import labels, study, tradeoff
 
 app = typer.Typer(
     help="Integrated sensing and communication as a Gymnasium environment.",
@@ -353,3 +353,4 @@ def bench(
 
 app.command()(tradeoff)
 app.command()(labels)
+app.command()(study)

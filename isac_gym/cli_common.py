@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -147,8 +148,12 @@ def require_trained(names: list[str]) -> None:
         fail(f"not trained: {', '.join(untrained)}; train first, and give the saved .zip")
 
 
-def print_files(folder: Path, stem: str, width: int) -> None:
+def print_files(
+    folder: Path, stem: str, width: int, endings: Sequence[str] = ("png", "csv", "json")
+) -> None:
     """Say where the picture, the table and the settings are."""
     wide = Console(width=max(console.width, width))
-    for ending, content in (("png", "picture"), ("csv", "table"), ("json", "settings and table")):
+    contents = {"png": "picture", "csv": "table", "json": "settings and table"}
+    for ending in endings:
+        content = contents[ending]
         wide.print(f"{content}: {folder / f'{stem}.{ending}'}", highlight=False, soft_wrap=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from isac_gym.cli_common import (
     EXPECTED_ERRORS,
+    AgentSettings,
     Channels,
     EvaluationSeed,
     ScenarioName,
@@ -20,12 +22,22 @@ from isac_gym.cli_common import (
     find_modules_here,
     make_env,
     named_agent,
+    parse_assignments,
     parse_scenario,
     print_files,
     require_trained,
 )
 
-__all__ = ["labels", "tradeoff"]
+__all__ = ["labels", "study", "tradeoff"]
+
+
+class StudyName(str, Enum):
+    """The studies."""
+
+    paper = "paper"
+    conditions = "conditions"
+    sizes = "sizes"
+    transfer = "transfer"
 
 
 def _progress() -> Progress:
@@ -91,6 +103,86 @@ def tradeoff(
     except EXPECTED_ERRORS as error:
         fail(error)
     print_files(output, "tradeoff", 110)
+
+
+def study(
+    name: Annotated[
+        StudyName,
+        typer.Argument(
+            help="paper: the paper's network to the letter, several seeds. conditions: one agent "
+            "over SNR and thresholds. sizes: at other numbers of users and antennas. transfer: "
+            "from power control to beamforming, against direct learning."
+        ),
+    ],
+    scenario: ScenarioName = "paper",
+    settings: Settings = None,
+    agent: Annotated[
+        str, typer.Option(help="Saved agent or pretrained:NAME, for conditions and sizes.")
+    ] = "pretrained:wide",
+    preset: Annotated[str, typer.Option(help="Preset of the agents, for transfer.")] = "paper",
+    agent_settings: AgentSettings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 5,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Gradient steps, for paper and transfer.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the evaluations.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the results; results/NAME by default."),
+    ] = None,
+) -> None:
+    """Study learning agents: print a table, write NAME.csv, NAME.json and, of some, NAME.png."""
+    from isac_gym.agents.trainer import TrainingError
+    from isac_gym.experiments.conditions import conditions_figure, run_conditions, run_sizes
+    from isac_gym.experiments.paper_network import run_paper_network
+    from isac_gym.experiments.transfer import run_transfer, transfer_figure
+    from isac_gym.files import write_atomically
+    from isac_gym.plotting import save_figure
+
+    chosen = parse_scenario(scenario, settings)
+    options = parse_assignments("--agent-set", agent_settings)
+    folder = Path("results") / name.value if output is None else output
+    some: dict[str, Any] = {} if channels is None else {"channels": channels}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with console.status("") as status:
+
+            def report(line: str) -> None:
+                status.update(line)
+
+            figure = None
+            if name is StudyName.paper:
+                result = run_paper_network(
+                    chosen, seeds=range(seeds), iterations=iterations, report=report, **some
+                )
+            elif name is StudyName.conditions:
+                result = run_conditions(agent, chosen, report=report, **some)
+                figure = conditions_figure(result)
+            elif name is StudyName.sizes:
+                result = run_sizes(agent, chosen, report=report, **some)
+            else:
+                if iterations is not None:
+                    options["iterations"] = iterations
+                result = run_transfer(
+                    chosen,
+                    preset=preset,
+                    settings=options,
+                    seeds=range(seeds),
+                    report=report,
+                    **some,
+                )
+                figure = transfer_figure(result)
+        Console(width=max(console.width, 160)).print(result)
+        write_atomically(folder / f"{name.value}.csv", result.to_csv().encode())
+        write_atomically(folder / f"{name.value}.json", result.to_json().encode())
+        if figure is not None:
+            save_figure(figure, folder / f"{name.value}.png")
+    except (*EXPECTED_ERRORS, TrainingError) as error:
+        fail(error)
+    endings = ("csv", "json") if figure is None else ("png", "csv", "json")
+    print_files(folder, name.value, 160, endings)
 
 
 def labels(
