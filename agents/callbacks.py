@@ -8,6 +8,7 @@ which is saved with a training's checkpoint, so that a resumed training goes on 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ class Evaluation:
 
     @property
     def violation(self) -> float:
-        """The largest constraint; at most 0 if all hold."""
-        return max(self.constraints.values())
+        """The largest constraint; at most 0 if all hold, infinite if one is not a number."""
+        values = self.constraints.values()
+        return math.inf if any(map(math.isnan, values)) else max(values)
 
 
 class EvaluationCallback:
@@ -117,6 +119,8 @@ class EvaluationCallback:
         return dataclasses.replace(made, is_best=better)
 
     def _merit(self, entry: Evaluation) -> tuple[bool, float]:
+        if math.isnan(entry.sum_rate):
+            return False, -math.inf
         feasible = entry.violation <= self.tolerance
         return feasible, entry.sum_rate if feasible else -entry.violation
 

@@ -126,10 +126,13 @@ class AgentConfig:
 
     def _check_range(self, name: str) -> None:
         bounds = getattr(self, name)
-        allowed = "None or (least, largest), finite"
+        allowed = "None or (least, largest), of magnitude 200 or less"
         if not isinstance(bounds, Sequence) or len(bounds) != 2:
             raise not_allowed(name, bounds, allowed)
-        low, high = (real(name, bound, allowed, lambda _: True) for bound in bounds)
+        # Bounds on what a file can ask for: the grid of conditions grows with the range.
+        low, high = (
+            real(name, bound, allowed, lambda value: abs(value) <= 200) for bound in bounds
+        )
         if low > high:
             raise not_allowed(name, bounds, allowed)
         if self.architecture != "unfolded":

@@ -27,7 +27,7 @@ from isac_gym.agents.unfolded import UnfoldedPolicy
 from isac_gym.channels import ChannelModel, ChannelProcess
 from isac_gym.policy import SystemPolicy
 from isac_gym.scenario import Scenario
-from isac_gym.system import ISACSystem, torch_device
+from isac_gym.system import ISACSystem, system_of, torch_device
 from isac_gym.validation import integer
 
 __all__ = ["LearningAgent"]
@@ -282,15 +282,19 @@ class LearningAgent(SystemPolicy):
                     known[log_multiplier] = excess(float(np.exp(log_multiplier)))
                 return float(known[log_multiplier][cell]) + margin
 
-            low, high = _LOG_MULTIPLIERS
+            lowest, highest = _LOG_MULTIPLIERS
+            guess = float(self.multiplier[cell].clamp_min(1e-3).log().clamp(lowest, highest))
+            # Outwards from what the training found: the policy is at its best, and monotone, there.
+            low = high = guess
+            width = 0.1
+            while of_cell(high) > 0.0 and high < highest:
+                low, high = high, min(high + width, highest)
+                width *= 2.0
+            while of_cell(low) <= 0.0 and low > lowest:
+                low, high = max(low - width, lowest), low
+                width *= 2.0
             if of_cell(low) <= 0.0:
                 continue
-            guess = float(torch.log(self.multiplier[cell].clamp_min(1e-3)).clamp(low + 1, high - 1))
-            # A tight bracket about what the training found saves most of the evaluations.
-            for width in (0.2, 0.8):
-                if of_cell(guess - width) > 0.0 >= of_cell(guess + width):
-                    low, high = guess - width, guess + width
-                    break
             if of_cell(high) > 0.0:
                 raise ValueError(
                     f"sensing_threshold must be kept by the policy's mean at some price, got "
@@ -376,24 +380,30 @@ class LearningAgent(SystemPolicy):
             import gymnasium as gym
 
             env = gym.make("ISAC-MISO-v0", scenario=scenario)
+        own = system_of(env).scenario
+        same = own == scenario
+        # The multipliers of a range of conditions mean nothing where more than these differs.
+        kept = scenario == dataclasses.replace(
+            own, snr_db=scenario.snr_db, sensing_threshold=scenario.sensing_threshold
+        )
+        if not kept:
+            config |= {"snr_range_db": None, "threshold_range": None}
         agent = cls(env, "paper", seed=seed, device=device, **config)
         agent.title = f"{cls.kind}, loaded"
         flexible = isinstance(agent.network, UnfoldedPolicy)
         for name in _KINDS if flexible else (*_KINDS, *_DIMENSIONS):
-            saved, own = getattr(scenario, name), getattr(agent.scenario, name)
-            if saved != own:
+            saved, met = getattr(scenario, name), getattr(own, name)
+            if saved != met:
                 raise ValueError(
                     f"{path}: saved for another scenario, with {name}={saved!r}; the environment "
-                    f"has {own!r}"
+                    f"has {met!r}"
                 )
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise ValueError(f"{path}: damaged, holds weights that are not finite")
-        same = agent.scenario == scenario
         try:
             agent.network.load_state_dict(weights)
-            duals = _part(tensors, "duals.")
-            if agent.scenario.num_cells == scenario.num_cells:
-                agent.duals.load_state_dict(duals)
+            if kept or not flexible:
+                agent.duals.load_state_dict(_part(tensors, "duals."))
             calibrated = tensors.get("calibrated")
             if same and calibrated is not None:
                 if calibrated.shape != (scenario.num_cells,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from isac_gym.agents.learner import LearningAgent
 from isac_gym.agents.losses import Imitation, TrainingLoss
 from isac_gym.labels import Labels, generate_labels, load_labels
 from isac_gym.policy import REGISTRY, make_agent
+from isac_gym.scenario import Scenario
 from isac_gym.validation import integer
 
 __all__ = ["Supervised"]
@@ -35,7 +37,8 @@ class Supervised(LearningAgent):
         **settings: Fields of :class:`~isac_gym.agents.config.AgentConfig` to change.
 
     Raises:
-        ValueError: If there is no such preset or reference, or a setting is not allowed.
+        ValueError: If there is no such preset or reference, a setting is not allowed, or the labels
+            are damaged or of another scenario.
         TypeError: If a setting is not a field.
     """
 
@@ -67,6 +70,12 @@ class Supervised(LearningAgent):
             raise ValueError(f"reference must be one of {list(REGISTRY)}, got {reference!r}")
         self.label_count = integer("label_count", label_count, 1)
         self.labels = load_labels(labels) if isinstance(labels, (str, Path)) else labels
+        if self.labels is not None and "scenario" in self.labels.manifest:
+            made_for = Scenario.from_dict(self.labels.manifest["scenario"])
+            for field in dataclasses.fields(Scenario):
+                theirs, own = getattr(made_for, field.name), getattr(self.scenario, field.name)
+                if theirs != own:
+                    raise ValueError(f"labels must be for {field.name}={own!r}, got {theirs!r}")
 
     @property
     def is_priced(self) -> bool:

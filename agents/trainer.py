@@ -242,7 +242,10 @@ def _save(path: str | Path, described: dict[str, Any], training: _Training, done
 
 
 def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> int:
-    meta, tensors = read_archive(path, _CHECKPOINT)
+    try:
+        meta, tensors = read_archive(path, _CHECKPOINT)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     saved, own = meta.get("identity", {}), described["identity"]
     differing = [key for key in own if saved.get(key) != own[key]]
     if differing:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 
@@ -13,6 +14,18 @@ from isac_gym.agents.trainer import Callback
 from isac_gym.validation import not_allowed
 
 __all__ = ["TransferBeamforming"]
+
+# What inputs, outputs and multipliers mean: the same for both agents.
+_SCENARIO: Final = (
+    "radar",
+    "scheduling",
+    "num_users",
+    "num_comm_antennas",
+    "num_radar_antennas",
+    "num_radar_streams",
+    "num_cells",
+)
+_MULTIPLIERS: Final = ("dual_rule", "relative_constraints", "snr_range_db", "threshold_range")
 
 
 class TransferBeamforming(PrimalDual):
@@ -65,6 +78,7 @@ class TransferBeamforming(PrimalDual):
             channel_model=self._model,
         )
         self.source: PrimalDual | None = None
+        self._is_loaded = False
         if source is not None:
             if not isinstance(source, PrimalDual):
                 source = PrimalDual.load(source, self._source_env, device=device)
@@ -81,16 +95,28 @@ class TransferBeamforming(PrimalDual):
         """
         if source.scenario.control != "power":
             raise not_allowed("source", source.scenario.control, "an agent of control 'power'")
+        for name in _SCENARIO:
+            theirs, own = getattr(source.scenario, name), getattr(self.scenario, name)
+            if theirs != own:
+                raise ValueError(f"source must be an agent for {name}={own!r}, got {theirs!r}")
+        if source.architecture != self.architecture:
+            raise ValueError(
+                f"source must be an agent of architecture {self.architecture!r}, got "
+                f"{source.architecture!r}"
+            )
+        priced = "none" not in (source.config.dual_rule, self.config.dual_rule)
+        for name in _MULTIPLIERS if priced else ():
+            theirs, own = getattr(source.config, name), getattr(self.config, name)
+            if theirs != own:
+                raise ValueError(f"source must be an agent with {name}={own!r}, got {theirs!r}")
         new, given = self.network.state_dict(), source.network.state_dict()
         outputs = self._output_names()
         hidden = set(new) - outputs
-        fits = set(given) == set(new) and all(given[n].shape == new[n].shape for n in hidden)
-        if not fits or source.architecture != self.architecture:
-            dimensions = ("num_users", "num_comm_antennas", "num_radar_antennas")
+        if set(given) != set(new) or any(given[n].shape != new[n].shape for n in hidden):
             raise ValueError(
-                "source must be an agent of the same architecture and dimensions, got "
-                f"{source.architecture!r} with "
-                + ", ".join(f"{name}={getattr(source.scenario, name)}" for name in dimensions)
+                "source must be an agent with layers of the same sizes, got "
+                f"hidden_sizes={source.config.hidden_sizes!r}, width={source.config.width!r} and "
+                f"stages={source.config.stages!r}"
             )
         codec, cells = self.system.codec, self.scenario.num_cells
         kept = codec.radar_size + codec.access_size
@@ -99,13 +125,38 @@ class TransferBeamforming(PrimalDual):
         if self.architecture == "direct" and kept:
             for name in outputs:
                 # What follows the precoder in a station's part of an action means what it meant.
-                theirs = given[name].unflatten(0, (cells, -1))
-                new[name].unflatten(0, (cells, -1))[:, -kept:] = theirs[:, -kept:]
+                part = given[name].unflatten(0, (cells, -1))
+                new[name].unflatten(0, (cells, -1))[:, -kept:] = part[:, -kept:]
         self.network.load_state_dict(new)
         self.source = source
-        self.duals.load_state_dict(source.duals.state_dict())
+        if priced:
+            self.duals.load_state_dict(source.duals.state_dict())
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Let only those parameters require a gradient that are trained."""
+        outputs = self._output_names()
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self.unfreeze or name in outputs)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, env: Any = None, *, device: str = "auto"
+    ) -> TransferBeamforming:
+        """As :meth:`LearningAgent.load`; a further training goes on from the saved weights.
+
+        Whether it trains all layers is not saved; set ``unfreeze``.
+        """
+        agent = super().load(path, env, device=device)
+        agent._is_loaded = True
+        return agent
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        if self.source is not None:
+            for name, value in self.source.network.state_dict().items():
+                digest.update(name.encode() + value.cpu().numpy().tobytes())
+        return {**super()._identity(), "unfreeze": self.unfreeze, "source": digest.hexdigest()}
 
     def _output_names(self) -> set[str]:
         """Names of the parameters of the output layers."""
@@ -128,7 +179,8 @@ class TransferBeamforming(PrimalDual):
         :meth:`~isac_gym.agents.learner.LearningAgent.learn`; the callback sees the transfer alone.
         The training of the source has its own checkpoint beside.
         """
-        if self.source is None:
+        beside = None if checkpoint is None else Path(checkpoint).with_suffix(".source.zip")
+        if self.source is None and not self._is_loaded:
             agent = PrimalDual(
                 self._source_env,
                 self._preset,
@@ -136,14 +188,12 @@ class TransferBeamforming(PrimalDual):
                 device=self._device,
                 **self._settings,
             )
-            beside = None
-            if checkpoint is not None:
-                beside = Path(checkpoint).with_suffix(".source.zip")
             agent.title = f"{self.title}: power control"
             agent.learn(
                 progress_bar=progress_bar, checkpoint=beside, checkpoint_every=checkpoint_every
             )
             self.take_over(agent)
+        self._freeze()
         super().learn(
             iterations,
             progress_bar=progress_bar,
@@ -152,4 +202,6 @@ class TransferBeamforming(PrimalDual):
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
         )
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         return self

@@ -229,6 +229,16 @@ def _options() -> dict[str, Any]:
     return {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
 
 
+def _named(loop: Callable[..., None], *parts: str | int) -> Callable[..., None]:
+    """Give a loop a name of its own for its constants.
+
+    Machine code that is kept on the disk is linked by name: two loops of one name, compiled in
+    different processes, would be taken for each other in a third.
+    """
+    loop.__name__ = loop.__qualname__ = "_".join(map(str, parts))
+    return loop
+
+
 def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
     import numba
 
@@ -416,7 +426,7 @@ def _pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Calla
                         gradient[b, pairs, n, 0] = half_turned[0, pairs, n]
                         gradient[b, pairs, n, 1] = half_turned[1, pairs, n]
 
-    return kernel
+    return _named(kernel, "pairs", size, cosines, half, int(want_gradient))
 
 
 def _softmax(logits: _Float, shares: Any) -> None:
@@ -681,4 +691,4 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                     before[b, m, c, 0] = then[0, m, c]
                     before[b, m, c, 1] = then[1, m, c]
 
-    return _compiled(kernel)
+    return _compiled(_named(kernel, "stage", size, columns, *key))

@@ -283,7 +283,7 @@ class SensingModel:
         return value, 0.5 * self.pair_weight * (self._unitary @ inner @ self._unitary_adjoint)
 
     def _taped_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        taped = torch.is_grad_enabled()
+        taped = torch.is_grad_enabled() and covariance.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             leaf = covariance if covariance.requires_grad else covariance.clone()
             leaf.requires_grad_(True)

@@ -26,6 +26,7 @@ from isac_gym.physics.waveform import CoarseSensing, Sensing, normalise_rows
 __all__ = ["Downlink", "StageControls", "advance", "descend", "interference_resolvent"]
 
 _LEAST_SHARE = 1e-6
+_LEAST_WEIGHT = 1e-30
 _TINY = 1e-12
 
 
@@ -197,7 +198,8 @@ def interference_resolvent(radar: Tensor, weights: Tensor) -> Tensor:
         radar: f, complex (n, J, K, M_R).
         weights: w >= 0, (n, J, K), in 1/W.
     """
-    scaled = weights.sqrt().unsqueeze(-1) * radar
+    # The root has no gradient at 0, where the weight of a user without power is.
+    scaled = weights.clamp_min(_LEAST_WEIGHT).sqrt().unsqueeze(-1) * radar
     users, antennas = radar.shape[-2:]
     small = scaled @ scaled.mH + torch.eye(users, dtype=radar.dtype, device=radar.device)
     inner, _ = torch.linalg.solve_ex(small, scaled)

@@ -47,7 +47,7 @@ def pack(path: Path, parts: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("preset", ["paper", "tuned"])
+@pytest.mark.parametrize("preset", ["paper", "tuned", "model-based"])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"control": "power", "radar": "fixed"}, {"num_cells": 2, "scheduling": "contention"}],
@@ -58,7 +58,13 @@ def test_a_loaded_agent_acts_bit_for_bit_alike(
 ) -> None:
     env = make(**changes)
     agent = PrimalDual(
-        env, preset, seed=5, hidden_sizes=(12, 6), batch_size=4, dual_step_size=0.5
+        env,
+        preset,
+        seed=5,
+        hidden_sizes=(12, 6),
+        batch_size=4,
+        dual_step_size=0.5,
+        calibration_channels=64,
     ).learn(4)
     path = tmp_path / "deep" / "er" / "agent.zip"
     agent.save(path)
@@ -73,6 +79,7 @@ def test_a_loaded_agent_acts_bit_for_bit_alike(
     assert again.seed == agent.seed
     for name, value in agent.duals.values.items():
         np.testing.assert_array_equal(again.duals.values[name], value)
+    np.testing.assert_array_equal(again.multiplier, agent.multiplier)
 
 
 def test_names_as_strings(saved: Path) -> None:
@@ -299,7 +306,7 @@ def test_an_agent_whose_numbers_mean_something_else_is_refused(
 ) -> None:
     path = tmp_path / "agent.zip"
     settings = {"radar": "fixed", "sensing_threshold": 1.0}
-    PrimalDual(make(**settings, **saved_in), "tuned").save(path)
+    PrimalDual(make(**settings, **saved_in), "model-based").save(path)
     named = "num_comm_antennas|precoder_directions"
     with pytest.raises(
         ValueError, match=rf"agent\.zip: saved for another scenario, with ({named})"
@@ -312,3 +319,53 @@ def test_weights_that_are_not_finite_are_refused(saved: Path, tmp_path: Path) ->
     changed_tensors(lambda tensors: tensors[first_weight(tensors)].fill_(float("nan")))(parts)
     with pytest.raises(ValueError, match=r"nan\.zip: damaged, holds weights that are not finite"):
         PrimalDual.load(pack(tmp_path / "nan.zip", parts), make())
+
+
+UNFOLDED: dict[str, Any] = {"width": 8, "stages": ((15.0, 1), (30.0, 2))}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"control": "power"}, {"radar": "fixed"}, {"scheduling": "contention"}],
+    ids=["control", "radar", "scheduling"],
+)
+def test_an_unfolded_agent_of_another_kind_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "agent.zip"
+    PrimalDual(make(), "tuned", **UNFOLDED).save(path)
+    with pytest.raises(ValueError, match=rf"agent\.zip: saved for another.*{next(iter(changes))}"):
+        PrimalDual.load(path, make(**changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: meta["config"].update(width=9),
+        lambda meta: meta["config"].update(stages=[[15.0, 1]]),
+        lambda meta: meta["config"].update(stages=[[15.0, 1], [30.0, 3]]),
+        lambda meta: meta["config"].update(width=10**9),
+        lambda meta: meta["config"].update(snr_range_db=[0.0, 10.0]),
+    ],
+    ids=["width", "a stage less", "a step more", "too wide", "multipliers of a grid"],
+)
+def test_settings_that_do_not_fit_an_unfolded_agent_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    path = tmp_path / "agent.zip"
+    PrimalDual(make(), "tuned", **UNFOLDED).save(path)
+    parts = parts_of(path)
+    changed_meta(lambda meta: [change(meta), None][1])(parts)
+    with pytest.raises(ValueError, match=r"changed\.zip"):
+        PrimalDual.load(pack(tmp_path / "changed.zip", parts), make())
+
+
+def test_a_price_of_another_shape_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent.zip"
+    agent = PrimalDual(make(), "tuned", **UNFOLDED)
+    agent.calibrate(32)
+    agent.save(path)
+    parts = parts_of(path)
+    changed_tensors(lambda t: t.update({"calibrated": torch.ones(2)}))(parts)
+    with pytest.raises(ValueError, match=r"changed\.zip: damaged"):
+        PrimalDual.load(pack(tmp_path / "changed.zip", parts), make())

@@ -1,0 +1,74 @@
+"""Agents small enough to be trained within a test."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from isac_gym import ChannelModel, RayleighChannel
+from isac_gym.agents import PrimalDual
+from isac_gym.agents.learner import LearningAgent
+from isac_gym.channels import Complex, Links
+
+TOY: dict[str, Any] = {
+    "num_users": 2,
+    "num_comm_antennas": 4,
+    "num_radar_antennas": 4,
+    "radar_power": 0.8,
+    "target_angles_deg": (-50.0, 10.0),
+    "sensing_threshold": 0.16,
+}
+QUICK: dict[str, Any] = {
+    "hidden_sizes": (16,),
+    "width": 8,
+    "stages": ((6.0, 2),),
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "dual_step_size": 0.1,
+}
+ARCHITECTURES = ["direct", "model_based", "unfolded"]
+
+_Agent = TypeVar("_Agent", bound=LearningAgent)
+
+
+def make(**changes: Any) -> gym.Env[Any, Any]:
+    return gym.make("ISAC-MISO-v0", **{**TOY, **changes})
+
+
+def quick(env: Any, kind: type[_Agent] = PrimalDual, **settings: Any) -> _Agent:  # type: ignore[assignment]
+    return kind(env, "paper", **{**QUICK, **settings})
+
+
+def weights(agent: LearningAgent) -> dict[str, npt.NDArray[Any]]:
+    """The network's parameters and all of the multipliers' state."""
+    found = {name: value.numpy().copy() for name, value in agent.network.state_dict().items()}
+    return found | {f"dual {k}": v.numpy().copy() for k, v in agent.duals.state_dict().items()}
+
+
+def same(first: LearningAgent, second: LearningAgent) -> bool:
+    left, right = weights(first), weights(second)
+    return set(left) == set(right) and all(np.array_equal(left[k], right[k]) for k in left)
+
+
+def finite(agent: LearningAgent) -> bool:
+    return all(bool(np.isfinite(value).all()) for value in weights(agent).values())
+
+
+@dataclasses.dataclass
+class Poisoned(ChannelModel):
+    """Rayleigh channels of which the n-th draw holds one bad entry."""
+
+    at: int = dataclasses.field(repr=False)
+    value: complex = dataclasses.field(default=float("nan"), repr=False)
+    draws: int = dataclasses.field(default=0, repr=False)
+
+    def draw(self, rng: np.random.Generator, num: int, links: Links) -> Complex:
+        drawn = RayleighChannel().draw(rng, num, links)
+        self.draws += 1
+        if self.draws == self.at:
+            drawn.flat[1] = self.value
+        return drawn
