@@ -150,7 +150,7 @@ class LearningAgent(SystemPolicy):
             "config": self.config.to_dict(),
             "seed": self.seed,
             "scenario": self.scenario.to_dict(),
-            "channel_model": repr(self._model),
+            "channel_model": _described(self._model),
         }
 
     def learn(
@@ -426,6 +426,12 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
 
 def _single_threaded() -> None:
     torch.set_num_threads(1)
+
+
+def _described(model: ChannelModel) -> str:
+    """Its representation; of a class without one, which would state an address, the name."""
+    kind = type(model)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(model)
 
 
 def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

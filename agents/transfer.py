@@ -202,6 +202,4 @@ class TransferBeamforming(PrimalDual):
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
         )
-        if beside is not None:
-            beside.unlink(missing_ok=True)
         return self

@@ -166,8 +166,14 @@ def compare(
     except OSError as error:
         fail(error)
     for checkpoint in filter(None, checkpoints):
-        checkpoint.unlink(missing_ok=True)
+        _forget(checkpoint)
     print_files(output, "compare", 132)
+
+
+def _forget(checkpoint: Path) -> None:
+    """Remove a checkpoint, and that of an agent that was trained before beside it."""
+    for path in (checkpoint, checkpoint.with_suffix(".source.zip")):
+        path.unlink(missing_ok=True)
 
 
 def _agent_if_possible(name: str, env: Any, seed: int, asked_for: bool) -> Any:
@@ -238,7 +244,7 @@ def train(
         learner.save(output, command=" ".join(["isac-gym", *sys.argv[1:]]))
     except (*EXPECTED_ERRORS, TrainingError) as error:
         fail(error)
-    checkpoint.unlink(missing_ok=True)
+    _forget(checkpoint)
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)
@@ -279,7 +285,10 @@ def agents() -> None:
     """List the agents that can be compared by name."""
     from isac_gym.policy import REGISTRY, agent_names
 
-    table = Table("name", "learns", "control", "what it does")
+    table = Table()
+    table.add_column("name", no_wrap=True)
+    for heading in ("learns", "control", "what it does"):
+        table.add_column(heading)
     for name in agent_names():
         entry = REGISTRY.get(name)
         if entry is None:

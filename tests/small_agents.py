@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -32,14 +32,12 @@ QUICK: dict[str, Any] = {
 }
 ARCHITECTURES = ["direct", "model_based", "unfolded"]
 
-_Agent = TypeVar("_Agent", bound=LearningAgent)
-
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
     return gym.make("ISAC-MISO-v0", **{**TOY, **changes})
 
 
-def quick(env: Any, kind: type[_Agent] = PrimalDual, **settings: Any) -> _Agent:  # type: ignore[assignment]
+def quick(env: Any, kind: type[LearningAgent] = PrimalDual, **settings: Any) -> Any:
     return kind(env, "paper", **{**QUICK, **settings})
 
 

@@ -245,3 +245,24 @@ def test_fixed_radar_is_at_least_as_good_as_any_other(targets: tuple[float, ...]
 def test_unattainable_threshold_is_an_error() -> None:
     with pytest.raises(ValueError, match="sensing_threshold must be at least"):
         ISACSystem(Scenario(sensing_threshold=0.05))
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_each_block_may_have_a_noise_power_of_its_own(cells: int) -> None:
+    system = make("beamforming", "learned", "all", "project", torch.float64, num_cells=cells)
+    channels = channels_of(system, 6).unflatten(0, (2, 3))
+    rng = np.random.default_rng(3)
+    action = torch.from_numpy(rng.uniform(-1, 1, (2, 3, system.codec.action_size)))
+    noise = rng.uniform(0.01, 2.0, (2, 3))
+    found = system.step(channels, action, noise_power=torch.from_numpy(noise))
+    again = system.evaluate(channels, found.transmission, torch.from_numpy(noise))
+    assert torch.equal(again.rates, found.rates)
+    F, V = (x.numpy() for x in (found.transmission.precoders, found.transmission.streams))
+    for at in np.ndindex(2, 3):
+        R = V[at] @ np.swapaxes(V[at].conj(), -1, -2)
+        ratio = reference.sinr(channels[at].numpy(), F[at], R, noise[at])
+        np.testing.assert_allclose(found.sinr[at], ratio, rtol=1e-9)
+    plain = system.step(channels, action)
+    own = torch.full((2, 3), system.scenario.noise_power, dtype=torch.float64)
+    torch.testing.assert_close(system.step(channels, action, noise_power=own).rates, plain.rates)
+    assert not torch.allclose(plain.rates, found.rates)

@@ -640,7 +640,8 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                             y -= half * pull[2 * (m - n)]
                         gradient[0, m, n] = x
                         gradient[1, m, n] = y
-                eta = length * np.exp(tempo[b, step])
+                logarithm = min(max(tempo[b, step], -largest_correction), largest_correction)
+                eta = length * np.exp(logarithm)
                 beta = tempo[b, steps + step]
                 for m in range(size):
                     for c in range(columns):

@@ -105,7 +105,7 @@ class StageControls:
         tempo: Logarithms of the steps' lengths over ``length``, then their momenta, (n, J, 2·S).
         price: π > 0, (n, J), in bit/s/Hz.
         length: Length of a step with a tempo of 0.
-        largest_correction: Bound on the magnitude of corrections.
+        largest_correction: Bound on the magnitude of corrections and of logarithms of lengths.
         smoothing: δ² of the cross-correlation, a scalar tensor, in W².
     """
 
@@ -127,7 +127,8 @@ class StageControls:
     def paces(self) -> list[tuple[Tensor, Tensor]]:
         """η and β of every step, each (n, J)."""
         logarithms, inertia = self.tempo.chunk(2, dim=-1)
-        lengths = self.length * torch.exp(logarithms)
+        largest = self.largest_correction
+        lengths = self.length * torch.exp(logarithms.clamp(-largest, largest))
         return list(zip(lengths.unbind(-1), inertia.unbind(-1), strict=True))
 
 

@@ -40,10 +40,10 @@ def evaluation_channels(env: Any, count: int, seed: int) -> tuple[Complex, Compl
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("scheduling", ["all", "contention"])
-def test_evaluation_is_that_of_the_system(architecture: str, scheduling: str) -> None:
+@pytest.mark.parametrize("scenario", [{"control": "power"}, {"scheduling": "contention"}], ids=str)
+def test_evaluation_is_that_of_the_system(architecture: str, scenario: dict[str, Any]) -> None:
     """Actions by ``predict``, their effect by ``system.step``, on channels drawn here."""
-    env = make(csi_error_variance=0.1, scheduling=scheduling)
+    env = make(csi_error_variance=0.1, **scenario)
     agent = quick(env, architecture=architecture)
     evaluate = EvaluationCallback(agent, 5, channels=20, seed=3)
     agent.learn(5, callback=evaluate)

@@ -250,7 +250,6 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(
     assert all(np.array_equal(before[key], value) for key, value in weights(other).items())
 
 
-@pytest.mark.xfail(reason="the identity holds the address within the default repr")
 def test_a_model_without_a_repr_of_its_own_is_known_again(tmp_path: Path) -> None:
     class Plain(RayleighChannel):
         __repr__ = object.__repr__
