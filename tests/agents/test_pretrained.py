@@ -1,0 +1,67 @@
+"""The agents that come with the package, against the joint optimum on fresh channels."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from isac_gym.agents import PrimalDual, load_agent
+from isac_gym.agents.pretrained import pretrained_names, pretrained_path
+from isac_gym.baselines import JointOracle
+from isac_gym.channels import ChannelProcess
+
+
+def test_names() -> None:
+    assert pretrained_names() == ["paper", "unfolded", "wide"]
+
+
+@pytest.mark.parametrize("name", ["paper", "unfolded", "wide"])
+def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> None:
+    agent = load_agent(f"pretrained:{name}")
+    env = gym.make("ISAC-MISO-v0")
+    assert agent.scenario == env.unwrapped.scenario  # type: ignore[attr-defined]
+    observation, _ = env.reset(seed=1)
+    action, _ = agent.predict(observation, deterministic=True)
+    assert env.action_space.contains(action)
+    with zipfile.ZipFile(pretrained_path(f"pretrained:{name}")) as archive:
+        notes = json.loads(archive.read("agent.json"))["notes"]
+    assert notes["command"].startswith("isac-gym train primal-dual")
+    assert "--seed 0" in notes["command"]
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"'paper', 'unfolded', 'wide'.*got 'pretrained:best'"):
+        PrimalDual.load("pretrained:best")
+
+
+@pytest.mark.parametrize("name", ["unfolded", "wide"])
+def test_it_comes_close_to_the_joint_optimum_under_the_same_constraint(name: str) -> None:
+    env = gym.make("ISAC-MISO-v0")
+    agent = PrimalDual.load(f"pretrained:{name}", env)
+    process = ChannelProcess(agent.channel_model, agent.scenario, 200)
+    process.start(np.random.default_rng(1234))
+    channels = torch.from_numpy(process.channels)
+    price = float(agent.multiplier[0])
+    best = JointOracle(env, constraint="expected", price=price).solve(channels)
+    action, _ = agent.predict(agent.system.codec.observation(process.estimates))
+    found = agent.system.step(channels, torch.from_numpy(action))
+    # At the same price both maximise the same Lagrangian, whose maximum is the optimum's.
+    theirs = float((best.rate - price * best.excess).mean())
+    ours = float((found.sum_rate - price * found.constraint_sensing[:, 0]).mean())
+    assert 0.95 * theirs < ours < theirs
+
+
+def test_the_wide_one_meets_another_scenario() -> None:
+    env = gym.make("ISAC-MISO-v0", num_users=3, snr_db=4.0, sensing_threshold=0.13)
+    agent = PrimalDual.load("pretrained:wide", env)
+    process = ChannelProcess(agent.channel_model, agent.scenario, 1000)
+    process.start(np.random.default_rng(5))
+    channels = torch.from_numpy(process.channels)
+    action, _ = agent.predict(agent.system.codec.observation(process.estimates))
+    found = agent.system.step(channels, torch.from_numpy(action))
+    assert abs(float(found.constraint_sensing.mean())) < 0.015
