@@ -17,13 +17,13 @@ from isac_gym.channels import ChannelProcess
 
 
 def test_names() -> None:
-    assert pretrained_names() == ["paper", "unfolded", "wide"]
+    assert pretrained_names() == ["paper", "power", "unfolded", "wide"]
 
 
-@pytest.mark.parametrize("name", ["paper", "unfolded", "wide"])
+@pytest.mark.parametrize("name", ["paper", "power", "unfolded", "wide"])
 def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> None:
     agent = load_agent(f"pretrained:{name}")
-    env = gym.make("ISAC-MISO-v0")
+    env = gym.make("ISAC-MISO-v0", control="power" if name == "power" else "beamforming")
     assert agent.scenario == env.unwrapped.scenario  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=1)
     action, _ = agent.predict(observation, deterministic=True)
@@ -35,13 +35,13 @@ def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> 
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"'paper', 'unfolded', 'wide'.*got 'pretrained:best'"):
+    with pytest.raises(ValueError, match=r"'paper', 'power', 'unfolded', 'wide'.*got 'pretrained:best'"):
         PrimalDual.load("pretrained:best")
 
 
-@pytest.mark.parametrize("name", ["unfolded", "wide"])
+@pytest.mark.parametrize("name", ["power", "unfolded", "wide"])
 def test_it_comes_close_to_the_joint_optimum_under_the_same_constraint(name: str) -> None:
-    env = gym.make("ISAC-MISO-v0")
+    env = gym.make("ISAC-MISO-v0", control="power" if name == "power" else "beamforming")
     agent = PrimalDual.load(f"pretrained:{name}", env)
     process = ChannelProcess(agent.channel_model, agent.scenario, 200)
     process.start(np.random.default_rng(1234))
