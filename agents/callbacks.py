@@ -63,7 +63,8 @@ class EvaluationCallback:
         channels: Number of channels, drawn from the environment's model.
         seed: Their seed; training never draws them.
         tolerance: Relative excess of a constraint's mean up to which it holds.
-        best: File to save the best agent to, whenever there is a better one; None saves none.
+        best: File to save the best agent to, whenever there is a better one; None saves none. As
+            long as no constraint holds, that is the agent with the least violation.
         then: Called with every :class:`Evaluation`; returning False ends the training.
 
     Attributes:

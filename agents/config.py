@@ -97,6 +97,10 @@ class AgentConfig:
             if getattr(self, name) is not None:
                 allowed = "None or a finite number >= 0"
                 real(name, getattr(self, name), allowed, lambda value: value >= 0)
+        if self.gradient_clip == 0:
+            raise not_allowed("gradient_clip", self.gradient_clip, "None or a finite number > 0")
+        if self.dual_rule == "augmented" and self.dual_gain == 0:
+            raise not_allowed("dual_gain", self.dual_gain, "> 0 for dual_rule 'augmented'")
         if not isinstance(self.relative_constraints, bool):
             raise not_allowed("relative_constraints", self.relative_constraints, "True or False")
         self._check_sequences()
@@ -111,13 +115,13 @@ class AgentConfig:
                 raise not_allowed("hidden_sizes", self.hidden_sizes, allowed)
             sizes = tuple(integer("hidden_sizes", size, 1) for size in self.hidden_sizes)
             object.__setattr__(self, "hidden_sizes", sizes)
-        allowed = "a non-empty sequence of (degrees that divide 90, steps >= 1)"
+        allowed = "a non-empty sequence of (degrees >= 0.5 that divide 90, steps >= 1)"
         try:
             stages = tuple((float(degrees), steps) for degrees, steps in self.stages)
         except (TypeError, ValueError):
             raise not_allowed("stages", self.stages, allowed) from None
         for degrees, steps in stages:
-            divides = degrees > 0 and abs(90.0 / degrees - round(90.0 / degrees)) < 1e-9
+            divides = degrees >= 0.5 and abs(90.0 / degrees - round(90.0 / degrees)) < 1e-9
             if not divides or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
                 raise not_allowed("stages", self.stages, allowed)
         if not stages:
@@ -137,6 +141,8 @@ class AgentConfig:
             raise not_allowed(name, bounds, allowed)
         if self.architecture != "unfolded":
             raise not_allowed(name, bounds, "None unless architecture is 'unfolded'")
+        if not self.relative_constraints:
+            raise not_allowed("relative_constraints", False, f"True with a {name}")
         object.__setattr__(self, name, (low, high))
 
     def to_dict(self) -> dict[str, Any]:

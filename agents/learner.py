@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ _DIMENSIONS: Final = (
     "num_radar_streams",
 )
 _CHUNK: Final = 1024
+_LARGEST_SIZE: Final = 1024
+"""Of a scenario in a file: what is made of it grows with the square and more."""
 _LEAST_SHARE: Final = 64
 """Observations a thread below which a batch is not shared out."""
 _LOG_MULTIPLIERS: Final = (-5.0, 9.0)
@@ -193,11 +196,12 @@ class LearningAgent(SystemPolicy):
             warmup_iterations=config.warmup_iterations,
             gradient_clip=config.gradient_clip,
         )
-        self._calibrated = None
         with reporting(progress_bar, tensorboard_log, callback, self.title) as report:
+            loss = self._loss()
+            self._calibrated = None  # the policy meets the multipliers of the training
             train(
                 self.network,
-                self._loss(),
+                loss,
                 settings,
                 rng=self._rng,
                 identity=self._identity(),
@@ -338,6 +342,7 @@ class LearningAgent(SystemPolicy):
             "config": self.config.to_dict(),
             "seed": self.seed,
             "scenario": self.scenario.to_dict(),
+            "channel_model": _described(self._model),
             "notes": notes,
         }
         write_archive(path, meta, tensors)
@@ -347,7 +352,7 @@ class LearningAgent(SystemPolicy):
         """Load a saved agent; executes nothing from the file.
 
         A policy over the graph of the users also serves other numbers of users and antennas. Where
-        the scenario is not the one it was saved for, its price is settled anew
+        the scenario or the channel model is not the one it was saved for, its price is settled anew
         (:meth:`calibrate`), which takes seconds.
 
         Args:
@@ -371,9 +376,11 @@ class LearningAgent(SystemPolicy):
             config = AgentConfig(**meta["config"]).to_dict()
             if set(meta["config"]) != set(config):
                 raise ValueError(f"config must have the fields {sorted(config)}")
-            _check_sizes(config, weights)
             seed = integer("seed", meta["seed"], 0)
             scenario = Scenario.from_dict(meta["scenario"])
+            if not isinstance(meta["channel_model"], str):
+                raise ValueError("channel_model must be a string")
+            _check_sizes(config, scenario, weights)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a saved {cls.kind}, or damaged ({error!r})") from error
         if env is None:
@@ -381,7 +388,8 @@ class LearningAgent(SystemPolicy):
 
             env = gym.make("ISAC-MISO-v0", scenario=scenario)
         own = system_of(env).scenario
-        same = own == scenario
+        model = _described(env.unwrapped.channel_model)
+        same = own == scenario and model == meta["channel_model"]
         # The multipliers of a range of conditions mean nothing where more than these differs.
         kept = scenario == dataclasses.replace(
             own, snr_db=scenario.snr_db, sensing_threshold=scenario.sensing_threshold
@@ -419,13 +427,18 @@ class LearningAgent(SystemPolicy):
 @lru_cache(maxsize=2)
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     """Threads of this process in which torch uses one thread each."""
-    return ThreadPoolExecutor(
-        workers, thread_name_prefix=f"isac-gym-agent-{process}", initializer=_single_threaded
-    )
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"isac-gym-agent-{process}")
+    meeting = threading.Barrier(workers)
 
+    def single_threaded() -> None:
+        meeting.wait()  # so that each thread takes one
+        torch.set_num_threads(1)
 
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
+    for started in [pool.submit(single_threaded) for _ in range(workers)]:
+        started.result()
+    # The number is also what threads made later begin with: theirs must stay as it was.
+    torch.set_num_threads(workers)
+    return pool
 
 
 def _described(model: ChannelModel) -> str:
@@ -434,20 +447,28 @@ def _described(model: ChannelModel) -> str:
     return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(model)
 
 
-def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """That settings fit the tensors, before a network of that size is made.
+def _check_sizes(
+    config: Mapping[str, Any], scenario: Scenario, weights: Mapping[str, Tensor]
+) -> None:
+    """That settings and scenario fit the tensors, before anything of their size is made.
 
     Raises:
         ValueError: If they do not.
         KeyError: If a tensor is missing.
     """
-    if config["architecture"] == "unfolded" and "entry.weight" in weights:
-        steps = [count for _, count in config["stages"]]
+    largest = max(
+        scenario.num_users,
+        scenario.num_comm_antennas,
+        scenario.num_radar_antennas,
+        scenario.num_cells,
+    )
+    if largest > _LARGEST_SIZE:
+        raise ValueError(f"no number of users, antennas or cells may exceed {_LARGEST_SIZE}")
+    if config["architecture"] == "unfolded" and scenario.control != "amplitude":
+        steps = [2 * count for _, count in config["stages"]]
         if len(weights["entry.weight"]) != config["width"]:
             raise ValueError(f"width {config['width']} is not the file's")
-        if [len(weights[f"tempo.{stage}"]) for stage in range(len(steps))] != [
-            2 * count for count in steps
-        ]:
+        if [len(weights[f"tempo.{stage}"]) for stage in range(len(steps))] != steps:
             raise ValueError(f"stages {config['stages']} are not the file's")
         return
     for layer, size in enumerate(config["hidden_sizes"] or ()):

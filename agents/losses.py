@@ -70,6 +70,7 @@ class Lagrangian:
         batch_size: Blocks n a batch.
         duals: The multipliers; of ``power``, ``sensing`` and whatever else the system limits.
         relative: Whether they weigh excess/limit; otherwise plain excess.
+        step_size: Step size η of the multipliers to begin with.
         final_step_size: Step size of the multipliers at the end, reached by a cosine; None keeps
             it constant.
         grid: SNR and thresholds to draw for each block; None means the scenario's.
@@ -83,10 +84,12 @@ class Lagrangian:
         duals: DualVariables,
         *,
         relative: bool,
+        step_size: float,
         final_step_size: float | None = None,
         grid: ConditionGrid | None = None,
     ) -> None:
-        self._step_size, self._final_step_size = duals.step_size, final_step_size
+        self._step_size, self._final_step_size = step_size, final_step_size
+        duals.step_size = step_size
         self._system, self._duals, self._grid = system, duals, grid
         self._relative = relative
         self._process = ChannelProcess(model, system.scenario, batch_size)

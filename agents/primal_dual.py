@@ -34,6 +34,7 @@ class PrimalDual(LearningAgent):
             config.batch_size,
             self.duals,
             relative=config.relative_constraints,
+            step_size=config.dual_step_size,
             final_step_size=config.final_dual_step_size,
             grid=self.grid,
         )

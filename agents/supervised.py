@@ -66,8 +66,9 @@ class Supervised(LearningAgent):
         self._env = env
         default = "joint-expected" if self.scenario.radar == "learned" else "wmmse"
         self.reference = default if reference is None else reference
-        if self.reference not in REGISTRY:
-            raise ValueError(f"reference must be one of {list(REGISTRY)}, got {reference!r}")
+        allowed = [name for name, entry in REGISTRY.items() if not entry.learns]
+        if self.reference not in allowed:
+            raise ValueError(f"reference must be one of {allowed}, got {reference!r}")
         self.label_count = integer("label_count", label_count, 1)
         self.labels = load_labels(labels) if isinstance(labels, (str, Path)) else labels
         if self.labels is not None and "scenario" in self.labels.manifest:

@@ -8,6 +8,7 @@ physics into the network.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,13 +159,19 @@ def train(
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     described = {
         "kind": _CHECKPOINT,
-        "identity": {**identity, "settings": dataclasses.asdict(settings)},
+        "identity": {
+            **identity,
+            "settings": dataclasses.asdict(settings),
+            "start": _digest({**network.state_dict(), **loss.state_dict()}),
+        },
     }
     state = callback if isinstance(callback, StatefulCallback) else None
     training = _Training(network, loss, optimiser, rng, state)
     done = 0
     if checkpoint is not None and Path(checkpoint).exists():
-        done = _restore(checkpoint, described, training)
+        done, ended = _restore(checkpoint, described, training)
+        if ended:
+            return done
     limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
     stuck = 0
     for iteration in range(done, settings.iterations):
@@ -195,7 +202,7 @@ def train(
             go_on = callback(progress) is not False
         last = done == settings.iterations or not go_on
         if checkpoint is not None and stuck == 0 and (last or done % checkpoint_every == 0):
-            _save(checkpoint, described, training, done)
+            _save(checkpoint, described, training, done, ended=last)
         if not go_on:
             break
     return done
@@ -210,6 +217,14 @@ class _Training:
     optimiser: torch.optim.Adam
     rng: np.random.Generator
     callback: StatefulCallback | None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Tells where a training starts: a loaded agent is not a fresh one."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _progress(
@@ -229,19 +244,26 @@ def _progress(
     )
 
 
-def _save(path: str | Path, described: dict[str, Any], training: _Training, done: int) -> None:
+def _save(
+    path: str | Path, described: dict[str, Any], training: _Training, done: int, ended: bool
+) -> None:
     network, loss = training.network.state_dict(), training.loss.state_dict()
     tensors = {f"network.{name}": value for name, value in network.items()}
     tensors |= {f"loss.{name}": value for name, value in loss.items()}
     for index, state in training.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-    meta = {**described, "iterations_done": done, "rng": training.rng.bit_generator.state}
+    meta = {
+        **described,
+        "iterations_done": done,
+        "ended": ended,
+        "rng": training.rng.bit_generator.state,
+    }
     if training.callback is not None:
         meta["callback"] = training.callback.state_dict()
     write_archive(path, meta, tensors)
 
 
-def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> int:
+def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> tuple[int, bool]:
     try:
         meta, tensors = read_archive(path, _CHECKPOINT)
     except ValueError as error:
@@ -253,6 +275,15 @@ def _restore(path: str | Path, described: dict[str, Any], training: _Training) -
             f"{path}: checkpoint must be of this training, got one with another "
             f"{', '.join(differing)}; delete it to start anew, or choose another place"
         )
+
+    if training.callback is not None:
+        try:
+            training.callback.load_state_dict(meta.get("callback", {}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: checkpoint must be of a training with the same callbacks, got a state "
+                f"that does not fit them ({error!r})"
+            ) from error
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {
@@ -271,9 +302,7 @@ def _restore(path: str | Path, described: dict[str, Any], training: _Training) -
         groups = training.optimiser.state_dict()["param_groups"]
         training.optimiser.load_state_dict({"state": state, "param_groups": groups})
         training.rng.bit_generator.state = meta["rng"]
-        if training.callback is not None:
-            training.callback.load_state_dict(meta.get("callback", {}))
-        return int(meta["iterations_done"])
+        return int(meta["iterations_done"]), bool(meta["ended"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
 

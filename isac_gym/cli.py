@@ -87,8 +87,8 @@ def compare(
     agent: Annotated[
         list[str] | None,
         typer.Option(
-            help="Agent to add: a name of `isac-gym agents`, module:Class, or a saved .zip "
-            "(repeatable)."
+            help="Agent to add: a name of `isac-gym agents`, module:Class, a saved .zip, or "
+            "pretrained:NAME (repeatable)."
         ),
     ] = None,
     only: Annotated[
@@ -113,6 +113,10 @@ def compare(
     from isac_gym.system import system_of
 
     started = time.perf_counter()
+    if seed == evaluation_seed:
+        fail(
+            f"--seed and --evaluation-seed must differ, got {seed}: training would see the channels"
+        )
     find_modules_here()
     env = make_env(scenario, settings)
     own = system_of(env).scenario
@@ -210,7 +214,8 @@ def train(
 ) -> None:
     """Train an agent and save it; goes on where a killed run of the same output was.
 
-    With --evaluate-every the best agent whose constraints hold is kept beside it, as NAME.best.zip.
+    With --evaluate-every the best agent is kept beside it, as NAME.best.zip: the highest rate among
+    those whose constraints hold, or the least violation while none does.
     """
     from isac_gym.agents.callbacks import EvaluationCallback, StopOnConvergence
     from isac_gym.agents.trainer import TrainingError
@@ -248,15 +253,23 @@ def train(
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)
+        kept = found.violation <= callback.tolerance
         console.print(
-            f"best: {best} (iteration {found.iteration}, {found.sum_rate:.3f} bit/s/Hz)",
+            f"best: {best} (iteration {found.iteration}, {found.sum_rate:.3f} bit/s/Hz"
+            + (
+                ")"
+                if kept
+                else f"; no agent kept the constraints, least excess {found.violation:.1%})"
+            ),
             highlight=False,
         )
 
 
 @app.command()
 def evaluate(
-    agent: Annotated[list[str], typer.Argument(help="Names, module:Class, or saved .zip files.")],
+    agent: Annotated[
+        list[str], typer.Argument(help="Names, module:Class, saved .zip files, or pretrained:NAME.")
+    ],
     scenario: ScenarioName = "paper",
     settings: Settings = None,
     channels: Channels = 2000,
@@ -283,6 +296,7 @@ def evaluate(
 @app.command()
 def agents() -> None:
     """List the agents that can be compared by name."""
+    from isac_gym.agents.pretrained import pretrained_names
     from isac_gym.policy import REGISTRY, agent_names
 
     table = Table()
@@ -297,6 +311,11 @@ def agents() -> None:
             learns = "yes" if entry.learns else ""
             table.add_row(name, learns, ", ".join(sorted(entry.controls)), entry.description)
     console.print(table)
+    console.print(
+        "trained agents: " + ", ".join(f"pretrained:{name}" for name in pretrained_names()),
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -140,7 +140,20 @@ class AgentEntry:
     compared: bool = True
 
     def make(self, env: Any, **options: Any) -> Policy:
-        """Build the agent for an environment; ``options`` go over those of the entry."""
+        """Build the agent for an environment; ``options`` go over those of the entry.
+
+        Raises:
+            ValueError: If the agent does not exist for the scenario.
+        """
+        scenario = system_of(env).scenario
+        for field, value, allowed in (
+            ("control", scenario.control, self.controls),
+            ("radar", scenario.radar, self.radars),
+        ):
+            if value not in allowed:
+                names = " or ".join(map(repr, sorted(allowed)))
+                agent = self.target.partition(":")[2]
+                raise ValueError(f"{field} must be {names} for {agent}, got {value!r}")
         factory = _attribute(self.target)
         return _checked(factory(env, **{**self.options, **options}), self.target)
 

@@ -47,6 +47,11 @@ def run_paper_network(
         One row for each control mode and learning method: means over the seeds and half-widths of
         their 95 % intervals.
     """
+    if evaluation_seed in seeds:
+        raise ValueError(
+            f"evaluation_seed must be none of the seeds, whose training would see its channels, "
+            f"got {evaluation_seed!r}"
+        )
     rows: list[Row] = []
     digest = ""
     for control in ("power", "amplitude", "beamforming"):

@@ -35,7 +35,9 @@ def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> 
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"'paper', 'power', 'unfolded', 'wide'.*got 'pretrained:best'"):
+    with pytest.raises(
+        ValueError, match=r"'paper', 'power', 'unfolded', 'wide'.*got 'pretrained:best'"
+    ):
         PrimalDual.load("pretrained:best")
 
 

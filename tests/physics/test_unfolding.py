@@ -349,7 +349,7 @@ def test_controls_by_hand() -> None:
     expected = 1.2 / price[..., None] * np.exp(np.clip(outputs[..., 2], -0.5, 0.5))
     np.testing.assert_allclose(controls.factors, expected)
     for step, (eta, beta) in enumerate(controls.paces):
-        np.testing.assert_allclose(eta, 1.2 * np.exp(tempo[..., step]))
+        np.testing.assert_allclose(eta, 1.2 * np.exp(np.clip(tempo[..., step], -0.5, 0.5)))
         np.testing.assert_allclose(beta, tempo[..., 2 + step])
 
 
@@ -377,7 +377,7 @@ def test_steps_by_hand(size: int, columns: int) -> None:
         A = np.linalg.inv(np.eye(size) + (f[n, 0].conj().T * w[n, 0]) @ f[n, 0])
         V, old = start[n], before[n]
         for step in range(2):
-            eta = 1.2 * np.exp(float(controls.tempo[n, 0, step]))
+            eta = 1.2 * np.exp(np.clip(float(controls.tempo[n, 0, step]), -0.5, 0.5))
             beta = float(controls.tempo[n, 0, 2 + step])
             # The gradient by V is 2GV.
             moved = V - 0.5 * eta * reference.sensing_gradient(V, 0.5, TARGETS) + beta * (V - old)
