@@ -156,7 +156,7 @@ class AgentConfig:
 _TUNED = AgentConfig(
     architecture="unfolded",
     hidden_sizes=(256, 256),
-    iterations=600,
+    iterations=500,
     batch_size=128,
     learning_rate=3e-3,
     final_learning_rate=3e-5,

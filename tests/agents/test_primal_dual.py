@@ -484,6 +484,7 @@ def test_settings_are_immutable_and_sequences_become_tuples() -> None:
         hidden_sizes=[4, 5],  # type: ignore[arg-type]
         stages=[[6, 2]],  # type: ignore[arg-type]
         snr_range_db=[0, 10],  # type: ignore[arg-type]
+        relative_constraints=True,
     )
     assert config.hidden_sizes == (4, 5)
     assert config.stages == ((6.0, 2),)
