@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -419,6 +420,13 @@ class LearningAgent(SystemPolicy):
                 agent._calibrated = calibrated.to(agent.system.device)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: damaged ({error})") from error
+        if agent.grid is not None and not agent.grid.covers(own):
+            warnings.warn(
+                f"{path}: trained for snr_range_db={config['snr_range_db']} and threshold_range="
+                f"{config['threshold_range']}, the environment has snr_db={own.snr_db:g} and "
+                f"sensing_threshold={own.sensing_threshold:g}",
+                stacklevel=2,
+            )
         if agent.is_priced and not same:
             agent.calibrate()
         return agent

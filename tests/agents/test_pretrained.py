@@ -67,3 +67,9 @@ def test_the_wide_one_meets_another_scenario() -> None:
     action, _ = agent.predict(agent.system.codec.observation(process.estimates))
     found = agent.system.step(channels, torch.from_numpy(action))
     assert abs(float(found.constraint_sensing.mean())) < 0.015
+
+
+def test_the_wide_one_warns_outside_its_range() -> None:
+    env = gym.make("ISAC-MISO-v0", snr_db=30.0)
+    with pytest.warns(UserWarning, match=r"snr_range_db=\[0.0, 20.0\].*snr_db=30"):
+        PrimalDual.load("pretrained:wide", env)
