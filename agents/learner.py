@@ -444,8 +444,8 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
 
     for started in [pool.submit(single_threaded) for _ in range(workers)]:
         started.result()
-    # One is now also what threads made later begin with. Setting it back would make a training after
-    # it three times slower: its backward thread would have a team of its own, spinning beside.
+    # One is now also what threads made later begin with. Setting it back would make a training
+    # three times slower: its backward thread would have a team of its own, spinning beside.
     return pool
 
 
