@@ -11,22 +11,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from isac_gym.physics.compilation import Floats, compile_loop, named, share_out
 from isac_gym.physics.steering import centred_real_steering
 
-__all__ = ["CompiledPairs", "CompiledStage", "matrices_of"]
+__all__ = ["CompiledPairs", "pair_loop"]
 
 _LANES = 16
-_MATRICES_A_TASK = 16
-_Float = npt.NDArray[np.float32]
 
 
 class CompiledPairs:
@@ -58,7 +54,7 @@ class CompiledPairs:
         )
 
     @property
-    def tables(self) -> tuple[_Float, _Float, bool]:
+    def tables(self) -> tuple[Floats, Floats, bool]:
         """Steering by rows and by padded columns, and whether the grid holds 0."""
         return self._rows, self._columns, self._has_zero
 
@@ -99,7 +95,7 @@ class CompiledPairs:
                 gradient[first:last],
             )
 
-        _shared_out(run, len(parts))
+        share_out(run, len(parts))
         total = torch.from_numpy(value).view(matrices.shape[:-2])
         if not want_gradient:
             return total, None
@@ -107,149 +103,13 @@ class CompiledPairs:
         return total, torch.from_numpy(merged).view(matrices.shape)
 
 
-def _shared_out(run: Callable[[int, int], None], count: int) -> None:
-    """Run a loop over ``count`` matrices in as many threads as torch has."""
-    workers = min(torch.get_num_threads(), -(-count // _MATRICES_A_TASK))
-    if workers <= 1:
-        run(0, count)
-        return
-    edges = np.linspace(0, count, workers + 1).astype(int).tolist()
-    list(_pool(workers, os.getpid()).map(run, edges[:-1], edges[1:]))
-
-
-class CompiledStage:
-    """A stage of :mod:`isac_gym.physics.unfolding`, each block in one go while it is in the cache.
-
-    The beampattern error enters by the lag sums ρ of R alone: its gradient by them is
-    (2/L)(BBᵀρ - α B d), with P(θ) = Bᵀρ.
-
-    Args:
-        pairs: The sum over pairs of a coarse grid.
-        correlation_scale: Factor of that sum in L_r2.
-        diagonals: Constant part of the gradient of L_r2, Hermitian and Toeplitz (M, M).
-        lag_pattern: B, (2M - 1, L).
-        desired: d(θ) of every station, (J, L).
-        pattern_scale: α, or None for the one that fits best.
-    """
-
-    def __init__(
-        self,
-        pairs: CompiledPairs,
-        correlation_scale: float,
-        diagonals: Tensor,
-        lag_pattern: Tensor,
-        desired: Tensor,
-        pattern_scale: float | None,
-    ) -> None:
-        self._pairs = pairs
-        pattern = lag_pattern.double()
-        length = pattern.shape[-1]
-        wanted = desired.double() @ pattern.mT
-        self._inputs = (
-            *pairs.tables,
-            np.float32(correlation_scale),
-            _real(diagonals),
-            ((2.0 / length) * pattern @ pattern.mT).float().numpy(),
-            ((2.0 / length) * wanted).float().numpy(),
-            (wanted / desired.double().sum(-1, keepdim=True)).float().numpy(),
-            np.float32(-1.0 if pattern_scale is None else pattern_scale),
-        )
-
-    def __call__(
-        self,
-        downlink: Any,
-        controls: Any,
-        streams: Tensor,
-        before: Tensor,
-        received: Tensor,
-        power: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`isac_gym.physics.unfolding.advance`."""
-        shape, users = streams.shape, received.shape[-1]
-
-        def flat(value: Tensor) -> _Float:
-            found: _Float = value.reshape(-1, value.shape[-1]).contiguous().numpy()
-            return found
-
-        # The loop overwrites these three.
-        now, then = (matrices_of(value).copy() for value in (streams, before))
-        heard = flat(received).copy()
-        inputs = (
-            now,
-            then,
-            heard,
-            *downlink.arrays,
-            controls.outputs.reshape(-1, users, 3).contiguous().numpy(),
-            flat(controls.tempo),
-            np.ascontiguousarray(controls.price.reshape(-1).numpy()),
-            np.float32(controls.length),
-            np.float32(controls.largest_correction),
-            np.float32(controls.smoothing),
-            np.float32((power / shape[-2]) ** 0.5),
-            *self._inputs,
-        )
-        kernel = _stage_kernel(shape[-2], shape[-1], self._pairs.key)
-
-        def run(first: int, last: int) -> None:
-            kernel(first, last, *inputs)
-
-        _shared_out(run, len(now))
-        new, old = (
-            torch.from_numpy(value.view(np.complex64)[..., 0]).view(shape) for value in (now, then)
-        )
-        return new, old, torch.from_numpy(heard).view(received.shape)
-
-
-def matrices_of(value: Tensor) -> _Float:
-    """Complex64 (..., M, N) as contiguous float32 (n, M, N, 2)."""
-    return _real(value).reshape(-1, *value.shape[-2:], 2)
-
-
-def _real(value: Tensor) -> _Float:
-    """A complex64 tensor as a contiguous float32 array with one axis more."""
-    found: _Float = torch.view_as_real(value.resolve_conj()).contiguous().numpy()
-    return found
-
-
-@lru_cache(maxsize=4)
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """Threads of this process; a forked child asks with its own number and gets its own."""
-    return ThreadPoolExecutor(workers, thread_name_prefix=f"isac-gym-{process}")
-
-
 @lru_cache(maxsize=16)
 def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
-    """The compiled :func:`_pair_loop`."""
-    return _compiled(_pair_loop(size, cosines, half, want_gradient))
+    """The compiled :func:`pair_loop`."""
+    return compile_loop(pair_loop(size, cosines, half, want_gradient))
 
 
-def _options() -> dict[str, Any]:
-    # No flag that assumes finite numbers: a diverging training must be seen as such.
-    relaxed: Any = {"reassoc", "contract", "arcp", "nsz"}
-    return {"fastmath": relaxed, "error_model": "numpy", "nogil": True}
-
-
-def _named(loop: Callable[..., None], *parts: str | int) -> Callable[..., None]:
-    """Give a loop a name of its own for its constants.
-
-    Machine code that is kept on the disk is linked by name: two loops of one name, compiled in
-    different processes, would be taken for each other in a third.
-    """
-    loop.__name__ = loop.__qualname__ = "_".join(map(str, parts))
-    return loop
-
-
-def _compiled(loop: Callable[..., None]) -> Callable[..., None]:
-    import numba
-
-    try:
-        found: Callable[..., None] = numba.njit(**_options(), cache=True)(loop)
-    except RuntimeError:  # no folder to keep the machine code in
-        found = numba.njit(**_options())(loop)
-    return found
-
-
-def _pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
+def pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
     """The loop for M = size, of which the first ``cosines`` parts are even, and ``half`` angles.
 
     The arguments are constants of the compiled code, so that its inner loops unroll.
@@ -259,13 +119,13 @@ def _pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Calla
     root = np.float32(0.5**0.5)
 
     def kernel(
-        matrices: _Float,
-        rows: _Float,
-        columns: _Float,
+        matrices: Floats,
+        rows: Floats,
+        columns: Floats,
         has_zero: bool,
         smoothing: float,
-        value: _Float,
-        gradient: _Float,
+        value: Floats,
+        gradient: Floats,
     ) -> None:
         zero = np.float32(0.0)
         one = np.float32(1.0)
@@ -426,270 +286,4 @@ def _pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Calla
                         gradient[b, pairs, n, 0] = half_turned[0, pairs, n]
                         gradient[b, pairs, n, 1] = half_turned[1, pairs, n]
 
-    return _named(kernel, "pairs", size, cosines, half, int(want_gradient))
-
-
-def _softmax(logits: _Float, shares: Any) -> None:
-    largest = logits.max()
-    total = 0.0
-    for k in range(len(shares)):
-        shares[k] = np.exp(logits[k] - largest)
-        total += shares[k]
-    for k in range(len(shares)):
-        shares[k] /= total
-
-
-def _invert(system: Any, inverse: Any) -> None:
-    """Gauss and Jordan without pivoting: the matrices are Hermitian and positive definite."""
-    size = len(system)
-    inverse[:] = 0.0
-    for k in range(size):
-        inverse[k, k] = 1.0
-    for k in range(size):
-        pivot = 1.0 / system[k, k]
-        for n in range(size):
-            system[k, n] *= pivot
-            inverse[k, n] *= pivot
-        for i in range(size):
-            if i != k:
-                share = system[i, k]
-                for n in range(size):
-                    system[i, n] -= share * system[k, n]
-                    inverse[i, n] -= share * inverse[k, n]
-
-
-@lru_cache(maxsize=16)
-def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callable[..., None]:
-    """The stage for V with ``size`` rows and ``columns`` columns, on the grid of ``key``."""
-    from numba.extending import register_jitable
-
-    # Not compiled by themselves, so that what is made of them can be kept on the disk.
-    pairs = register_jitable(**_options())(_pair_loop(*key, True))
-    softmax = register_jitable(error_model="numpy")(_softmax)
-    invert = register_jitable(error_model="numpy")(_invert)
-    log2 = float(np.log(2.0))
-
-    def kernel(
-        first: int,
-        last: int,
-        streams: _Float,
-        before: _Float,
-        received: _Float,
-        radar: _Float,
-        gram: _Float,
-        gains: _Float,
-        noise: _Float,
-        budget: float,
-        outputs: _Float,
-        tempo: _Float,
-        price: _Float,
-        length: float,
-        largest_correction: float,
-        smoothing: float,
-        row_norm: float,
-        rows: _Float,
-        padded: _Float,
-        has_zero: bool,
-        correlation_scale: float,
-        diagonals: _Float,
-        quadratic: _Float,
-        linear: _Float,
-        fitting: _Float,
-        pattern_scale: float,
-    ) -> None:
-        zero = np.float32(0.0)
-        half = np.float32(0.5)
-        one = np.float32(1.0)
-        tiny = np.float32(1e-12)
-        now = np.empty((2, size, columns), np.float32)
-        then = np.empty((2, size, columns), np.float32)
-        moved = np.empty((2, size, columns), np.float32)
-        matrix = np.empty((1, size, size, 2), np.float32)
-        slope = np.empty((1, size, size, 2), np.float32)
-        value = np.empty(1, np.float32)
-        lags = np.empty(2 * size - 1, np.float32)
-        pull = np.empty(2 * size - 1, np.float32)
-        gradient = np.empty((2, size, size), np.float32)
-        users = gram.shape[1]
-        resolvent = np.empty((2, size, size), np.float32)
-        scaled = np.empty((2, users, size), np.float32)
-        solved = np.empty((2, size), np.float32)
-        steps = tempo.shape[1] // 2
-        powers = np.empty(users, np.float64)
-        duals = np.empty(users, np.float64)
-        weights = np.empty(users, np.float64)
-        gain = np.empty((users, users), np.float64)
-        system = np.empty((users, users), np.complex128)
-        inverse = np.empty((users, users), np.complex128)
-        stations = linear.shape[0]
-        for b in range(first, last):
-            station = b % stations
-            softmax(outputs[b, :, 0], powers)
-            if gains.shape[0]:
-                gain[:] = gains[b]
-            else:
-                softmax(outputs[b, :, 1], duals)
-                for k in range(users):
-                    for i in range(users):
-                        system[k, i] = complex(gram[b, k, i, 0], gram[b, k, i, 1])
-                    load = budget * max(duals[k], 1e-6)
-                    system[k, k] += (noise[b] + received[b, k]) / load
-                invert(system, inverse)
-                for i in range(users):
-                    norm = 0.0
-                    for k in range(users):
-                        column = 0j
-                        for n in range(users):
-                            column += complex(gram[b, k, n, 0], gram[b, k, n, 1]) * inverse[n, i]
-                        norm += (inverse[i, k] * column).real
-                        gain[k, i] = column.real * column.real + column.imag * column.imag
-                    norm = max(norm, 1e-12)
-                    for k in range(users):
-                        gain[k, i] /= norm
-            for k in range(users):
-                signal = budget * powers[k] * gain[k, k]
-                disturbed = received[b, k] + noise[b]
-                for i in range(users):
-                    if i != k:
-                        disturbed += budget * powers[i] * gain[k, i]
-                slope_of_user = signal / (disturbed * (disturbed + signal)) / log2
-                correction = min(max(outputs[b, k, 2], -largest_correction), largest_correction)
-                factor = length * np.exp(correction) / price[b]
-                weights[k] = np.sqrt(factor * slope_of_user)
-            # I - Sᴴ(I + SSᴴ)⁻¹S with S the rows √w_k f_kᵀ.
-            for k in range(users):
-                root_weight = np.float32(weights[k])
-                for m in range(size):
-                    scaled[0, k, m] = root_weight * radar[b, k, m, 0]
-                    scaled[1, k, m] = root_weight * radar[b, k, m, 1]
-            for k in range(users):
-                for i in range(k + 1):
-                    x = y = zero
-                    for m in range(size):
-                        x += scaled[0, k, m] * scaled[0, i, m] + scaled[1, k, m] * scaled[1, i, m]
-                        y += scaled[1, k, m] * scaled[0, i, m] - scaled[0, k, m] * scaled[1, i, m]
-                    system[k, i] = complex(x, y)
-                    system[i, k] = complex(x, -y)
-                system[k, k] += 1.0
-            invert(system, inverse)
-            resolvent[:] = zero
-            for m in range(size):
-                resolvent[0, m, m] = one
-            for k in range(users):
-                solved[:] = zero
-                for i in range(users):
-                    x = np.float32(inverse[k, i].real)
-                    y = np.float32(inverse[k, i].imag)
-                    for n in range(size):
-                        solved[0, n] += x * scaled[0, i, n] - y * scaled[1, i, n]
-                        solved[1, n] += x * scaled[1, i, n] + y * scaled[0, i, n]
-                for m in range(size):
-                    x = scaled[0, k, m]
-                    y = -scaled[1, k, m]
-                    for n in range(size):
-                        resolvent[0, m, n] -= x * solved[0, n] - y * solved[1, n]
-                        resolvent[1, m, n] -= x * solved[1, n] + y * solved[0, n]
-            for m in range(size):
-                for c in range(columns):
-                    now[0, m, c] = streams[b, m, c, 0]
-                    now[1, m, c] = streams[b, m, c, 1]
-                    then[0, m, c] = before[b, m, c, 0]
-                    then[1, m, c] = before[b, m, c, 1]
-            for step in range(steps):
-                for m in range(size):
-                    for n in range(m + 1):
-                        x = y = zero
-                        for c in range(columns):
-                            x += now[0, m, c] * now[0, n, c] + now[1, m, c] * now[1, n, c]
-                            y += now[1, m, c] * now[0, n, c] - now[0, m, c] * now[1, n, c]
-                        matrix[0, m, n, 0] = x
-                        matrix[0, m, n, 1] = y
-                        matrix[0, n, m, 0] = x
-                        matrix[0, n, m, 1] = -y
-                pairs(matrix, rows, padded, has_zero, smoothing, value, slope)
-                lags[:] = zero
-                for m in range(size):
-                    lags[0] += matrix[0, m, m, 0]
-                    for n in range(m + 1, size):
-                        lags[2 * (n - m) - 1] += matrix[0, m, n, 0]
-                        lags[2 * (n - m)] += matrix[0, m, n, 1]
-                scale: Any = pattern_scale
-                if scale < zero:
-                    scale = zero
-                    for k in range(2 * size - 1):
-                        scale += fitting[station, k] * lags[k]
-                    scale = max(scale, zero)
-                for k in range(2 * size - 1):
-                    x = -scale * linear[station, k]
-                    for n in range(2 * size - 1):
-                        x += quadratic[k, n] * lags[n]
-                    pull[k] = x
-                for m in range(size):
-                    for n in range(size):
-                        x = slope[0, m, n, 0] + slope[0, n, m, 0]
-                        y = slope[0, m, n, 1] - slope[0, n, m, 1]
-                        x = half * correlation_scale * x + diagonals[m, n, 0]
-                        y = half * correlation_scale * y + diagonals[m, n, 1]
-                        if m == n:
-                            x += pull[0]
-                        elif n > m:
-                            x += half * pull[2 * (n - m) - 1]
-                            y += half * pull[2 * (n - m)]
-                        else:
-                            x += half * pull[2 * (m - n) - 1]
-                            y -= half * pull[2 * (m - n)]
-                        gradient[0, m, n] = x
-                        gradient[1, m, n] = y
-                logarithm = min(max(tempo[b, step], -largest_correction), largest_correction)
-                eta = length * np.exp(logarithm)
-                beta = tempo[b, steps + step]
-                for m in range(size):
-                    for c in range(columns):
-                        moved[0, m, c] = (one + beta) * now[0, m, c] - beta * then[0, m, c]
-                        moved[1, m, c] = (one + beta) * now[1, m, c] - beta * then[1, m, c]
-                    for n in range(size):
-                        x = eta * gradient[0, m, n]
-                        y = eta * gradient[1, m, n]
-                        for c in range(columns):
-                            moved[0, m, c] -= x * now[0, n, c] - y * now[1, n, c]
-                            moved[1, m, c] -= x * now[1, n, c] + y * now[0, n, c]
-                then[:] = now
-                for m in range(size):
-                    now[:, m] = zero
-                    for n in range(size):
-                        x = resolvent[0, m, n]
-                        y = resolvent[1, m, n]
-                        for c in range(columns):
-                            now[0, m, c] += x * moved[0, n, c] - y * moved[1, n, c]
-                            now[1, m, c] += x * moved[1, n, c] + y * moved[0, n, c]
-                    row: Any = zero
-                    for c in range(columns):
-                        row += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
-                    row = np.sqrt(row)
-                    if row < tiny:
-                        now[0, m] = row_norm / np.sqrt(np.float32(columns))
-                        now[1, m] = zero
-                    else:
-                        row = row_norm / row
-                        for c in range(columns):
-                            now[0, m, c] *= row
-                            now[1, m, c] *= row
-            for k in range(users):
-                total_power: Any = zero
-                for c in range(columns):
-                    x = y = zero
-                    for m in range(size):
-                        p = radar[b, k, m, 0]
-                        q = radar[b, k, m, 1]
-                        x += p * now[0, m, c] - q * now[1, m, c]
-                        y += p * now[1, m, c] + q * now[0, m, c]
-                    total_power += x * x + y * y
-                received[b, k] = total_power
-            for m in range(size):
-                for c in range(columns):
-                    streams[b, m, c, 0] = now[0, m, c]
-                    streams[b, m, c, 1] = now[1, m, c]
-                    before[b, m, c, 0] = then[0, m, c]
-                    before[b, m, c, 1] = then[1, m, c]
-
-    return _compiled(_named(kernel, "stage", size, columns, *key))
+    return named(kernel, "pairs", size, cosines, half, int(want_gradient))

@@ -5,7 +5,7 @@ At a stationary point of rate - π·L_r with a price π on the sensing loss, the
 user k costs in rate. A stage computes these slopes for given powers and dual powers, multiplies
 them by given factors, and takes forward-backward steps on V. On the CPU in single precision, where
 no gradient is wanted, it runs as a compiled loop
-(:class:`~isac_gym.physics.compiled.CompiledStage`).
+(:class:`~isac_gym.physics.compiled_stage.CompiledStage`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isac_gym.physics.compiled import matrices_of
+from isac_gym.physics.compilation import matrices_of
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.waveform import CoarseSensing, Sensing, normalise_rows
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from isac_gym.physics.compiled import CompiledStage
+from isac_gym.physics.compiled_stage import CompiledStage
 from isac_gym.physics.lbfgs import BatchedLBFGS
 from isac_gym.physics.sensing import SensingModel
 from isac_gym.physics.steering import angular_grid
@@ -130,7 +130,7 @@ class CoarseSensing:
         return value, by_error + self._scale * gradient + self._diagonals
 
     def compiled_stage(self) -> CompiledStage | None:
-        """The compiled loop of :class:`~isac_gym.physics.unfolding.Stage`, where there is one."""
+        """The compiled loop of :func:`~isac_gym.physics.unfolding.advance`, where there is one."""
         if self._stage is None:
             pairs, model = self._coarse.compiled, self._model
             if pairs is None or self._coarse.cross_correlation_form != "grid_abs":
