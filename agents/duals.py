@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -21,6 +24,7 @@ __all__ = [
 DualRule: TypeAlias = Literal["ascent", "augmented", "pi", "none"]
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DualVariables:
     """Multipliers λ >= 0, one for every constraint and station, raised by projected ascent.
 
@@ -47,19 +51,23 @@ class DualVariables:
         step_size: η; may be changed as training goes.
     """
 
-    def __init__(
+    names: InitVar[Sequence[str]]
+    num_cells: InitVar[int]
+    step_size: float
+    _: KW_ONLY
+    initial: InitVar[Mapping[str, float] | None] = None
+    points: int | None = None
+    device: InitVar[torch.device | str] = "cpu"
+
+    def __post_init__(
         self,
         names: Sequence[str],
         num_cells: int,
-        step_size: float,
-        *,
-        initial: Mapping[str, float] | None = None,
-        points: int | None = None,
-        device: torch.device | str = "cpu",
+        initial: Mapping[str, float] | None,
+        device: torch.device | str,
     ) -> None:
-        self.step_size = real("step_size", step_size, "a finite number > 0", lambda x: x > 0)
-        self.points = points
-        shape = (num_cells,) if points is None else (points, num_cells)
+        self.step_size = real("step_size", self.step_size, "a finite number > 0", lambda x: x > 0)
+        shape = (num_cells,) if self.points is None else (self.points, num_cells)
         given = dict(initial or {})
         for name, value in given.items():
             if name not in names:
@@ -68,6 +76,7 @@ class DualVariables:
         self.values = {
             name: torch.full(shape, float(given.get(name, 0.0)), device=device) for name in names
         }
+        self._begin()
 
     def penalty(self, constraints: Mapping[str, Tensor], weights: Tensor | None = None) -> Tensor:
         """The dual part of the Lagrangian, Σ λ·mean(constraint).
@@ -114,6 +123,9 @@ class DualVariables:
         for name, value in own.items():
             value.copy_(state[name])
 
+    def _begin(self) -> None:
+        """Check and make what a rule has of its own."""
+
     def _means(self, constraint: Tensor, weights: Tensor | None) -> Tensor:
         """Mean over the batch, (J,), or P times that of the weighted constraint, (P, J)."""
         if weights is None:
@@ -127,6 +139,7 @@ class DualVariables:
         self.values[name].add_(self.step_size * mean).clamp_min_(0.0)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class AugmentedLagrangian(DualVariables):
     """Multipliers with a quadratic penalty, by Rockafellar's form for inequalities.
 
@@ -139,25 +152,18 @@ class AugmentedLagrangian(DualVariables):
         names: As in :class:`DualVariables`.
         num_cells: As in :class:`DualVariables`.
         step_size: η of λ ← [λ + η·m]₊; ρ is the classical choice.
-        penalty: ρ > 0.
         initial: As in :class:`DualVariables`.
         points: As in :class:`DualVariables`.
         device: As in :class:`DualVariables`.
+        penalty_weight: ρ > 0.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        num_cells: int,
-        step_size: float,
-        *,
-        penalty: float,
-        initial: Mapping[str, float] | None = None,
-        points: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(names, num_cells, step_size, initial=initial, points=points, device=device)
-        self.penalty_weight = real("penalty", penalty, "a finite number > 0", lambda x: x > 0)
+    _: KW_ONLY
+    penalty_weight: float
+
+    def _begin(self) -> None:
+        weight = self.penalty_weight
+        self.penalty_weight = real("penalty_weight", weight, "a finite number > 0", lambda x: x > 0)
 
     def _term(self, value: Tensor, mean: Tensor) -> Tensor:
         weight = self.penalty_weight
@@ -165,6 +171,7 @@ class AugmentedLagrangian(DualVariables):
         return (raised.square() - value.square()) / (2.0 * weight)
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ProportionalIntegral(DualVariables):
     """Multipliers set by a proportional-integral controller of the violation.
 
@@ -177,28 +184,20 @@ class ProportionalIntegral(DualVariables):
         names: As in :class:`DualVariables`.
         num_cells: As in :class:`DualVariables`.
         step_size: η.
-        gain: κ >= 0.
-        smoothing: Share of the past in m̄, in [0, 1).
         initial: As in :class:`DualVariables`, of the integral part.
         points: As in :class:`DualVariables`.
         device: As in :class:`DualVariables`.
+        gain: κ >= 0.
+        smoothing: Share of the past in m̄, in [0, 1).
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        num_cells: int,
-        step_size: float,
-        *,
-        gain: float,
-        smoothing: float = 0.9,
-        initial: Mapping[str, float] | None = None,
-        points: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(names, num_cells, step_size, initial=initial, points=points, device=device)
-        self.gain = real("gain", gain, "a finite number >= 0", lambda x: x >= 0)
-        self.smoothing = real("smoothing", smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
+    _: KW_ONLY
+    gain: float
+    smoothing: float = 0.9
+
+    def _begin(self) -> None:
+        self.gain = real("gain", self.gain, "a finite number >= 0", lambda x: x >= 0)
+        self.smoothing = real("smoothing", self.smoothing, "in [0, 1)", lambda x: 0 <= x < 1)
         self._integral = {name: value.clone() for name, value in self.values.items()}
         self._smoothed = {name: torch.zeros_like(value) for name, value in self.values.items()}
 
@@ -249,20 +248,11 @@ def make_duals(
         ValueError: If there is no such rule, or a number is not allowed.
     """
     choice("rule", rule, DualRule)
-    if rule == "augmented":
-        return AugmentedLagrangian(
-            names,
-            num_cells,
-            step_size,
-            penalty=gain,
-            initial=initial,
-            points=points,
-            device=device,
-        )
-    if rule == "pi":
-        return ProportionalIntegral(
-            names, num_cells, step_size, gain=gain, initial=initial, points=points, device=device
-        )
-    kind = _Unpriced if rule == "none" else DualVariables
+    kinds: dict[DualRule, Callable[..., DualVariables]] = {
+        "ascent": DualVariables,
+        "augmented": partial(AugmentedLagrangian, penalty_weight=gain),
+        "pi": partial(ProportionalIntegral, gain=gain),
+        "none": _Unpriced,
+    }
     given = None if rule == "none" else initial
-    return kind(names, num_cells, step_size, initial=given, points=points, device=device)
+    return kinds[rule](names, num_cells, step_size, initial=given, points=points, device=device)

@@ -123,7 +123,7 @@ def test_augmented_term_and_its_gradient_are_those_of_the_closed_form(scale: flo
     """With [·]₊ written out: λm + ρm²/2 where λ + ρm >= 0, else -λ²/2ρ."""
     rng = np.random.default_rng(1)
     rho = 2.5
-    duals = AugmentedLagrangian(["a", "b"], 3, 0.1, penalty=rho)
+    duals = AugmentedLagrangian(["a", "b"], 3, 0.1, penalty_weight=rho)
     held = {name: rng.uniform(0.1, 1.5, 3) for name in duals.values}
     for name, value in held.items():
         duals.values[name][:] = torch.tensor(value)
@@ -149,7 +149,7 @@ def test_augmented_term_and_its_gradient_are_those_of_the_closed_form(scale: flo
 def test_augmented_gradient_is_that_of_the_raised_multiplier() -> None:
     """With η = ρ the slope at a batch is the multiplier that the ascent then takes."""
     constraint = torch.tensor([[0.3, -0.2], [0.5, -0.4]], requires_grad=True)
-    duals = AugmentedLagrangian(["c"], 2, 1.7, penalty=1.7, initial={"c": 0.4})
+    duals = AugmentedLagrangian(["c"], 2, 1.7, penalty_weight=1.7, initial={"c": 0.4})
     duals.penalty({"c": constraint}).backward()
     assert constraint.grad is not None
     duals.ascend({"c": constraint})
@@ -290,7 +290,7 @@ def test_samples_on_other_points_leave_a_point_alone(rule: DualRule) -> None:
 def test_augmented_on_points_by_hand(grid_case: tuple[Real, Real, Real]) -> None:
     held, weights, constraint = grid_case
     rho = 1.9
-    duals = AugmentedLagrangian(["a"], 2, 0.1, penalty=rho, points=4)
+    duals = AugmentedLagrangian(["a"], 2, 0.1, penalty_weight=rho, points=4)
     duals.values["a"][:] = torch.tensor(held)
     means = 4 * np.einsum("np,nj->pj", weights, constraint) / 9
     expected = ((np.maximum(held + rho * means, 0) ** 2 - held**2) / (2 * rho)).sum() / 4
@@ -371,7 +371,7 @@ def test_a_state_of_other_names_or_shapes_is_refused(state: dict[str, Tensor]) -
         (lambda: DualVariables(["a"], 1, -2.0), "step_size", "-2.0"),
         (lambda: DualVariables(["a"], 1, 1.0, initial={"b": 1.0}), "initial", "'b'"),
         (lambda: DualVariables(["a"], 1, 1.0, initial={"a": -1.5}), r"initial\['a'\]", "-1.5"),
-        (lambda: AugmentedLagrangian(["a"], 1, 1.0, penalty=0.0), "penalty", "0.0"),
+        (lambda: AugmentedLagrangian(["a"], 1, 1.0, penalty_weight=0.0), "penalty_weight", "0.0"),
         (lambda: ProportionalIntegral(["a"], 1, 1.0, gain=-0.5), "gain", "-0.5"),
         (lambda: ProportionalIntegral(["a"], 1, 1.0, gain=1, smoothing=1.0), "smoothing", "1.0"),
         (lambda: ProportionalIntegral(["a"], 1, 1.0, gain=1, smoothing=-0.1), "smoothing", "-0.1"),
