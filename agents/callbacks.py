@@ -96,14 +96,26 @@ class EvaluationCallback:
         """Evaluate if it is time."""
         if progress.iteration % self.every and progress.iteration != progress.iterations:
             return None
-        found = self._evaluate(progress.iteration)
-        self.history.append(found)
-        if found.is_best and self.best is not None:
-            self._agent.save(self.best, iteration=str(progress.iteration))
+        found = self.evaluate(progress.iteration)
         return None if self._then is None else self._then(found)
 
+    def evaluate(self, iteration: int) -> Evaluation:
+        """Evaluate the agent as it is, and keep it if it is the best so far.
+
+        Args:
+            iteration: Iterations done; 0 before the training.
+
+        Returns:
+            The evaluation, which is now the last of the history.
+        """
+        found = self._measured(iteration)
+        self.history.append(found)
+        if found.is_best and self.best is not None:
+            self._agent.save(self.best, iteration=str(iteration))
+        return found
+
     @torch.inference_mode()
-    def _evaluate(self, iteration: int) -> Evaluation:
+    def _measured(self, iteration: int) -> Evaluation:
         agent = self._agent
         system = agent.system
         device = system.device

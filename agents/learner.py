@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import threading
 import warnings
 from abc import abstractmethod
@@ -32,7 +33,12 @@ from isac_gym.scenario import Scenario
 from isac_gym.system import ISACSystem, system_of, torch_device
 from isac_gym.validation import integer
 
-__all__ = ["LearningAgent"]
+__all__ = ["LearningAgent", "beside", "forget_checkpoint"]
+
+SOURCE: Final = "source.zip"
+"""Ending of the checkpoint of a training that comes before, beside that of the training."""
+LABELS: Final = "labels"
+"""Ending of the folder of generated labels, beside the checkpoint of the training."""
 
 _Self = TypeVar("_Self", bound="LearningAgent")
 
@@ -75,6 +81,8 @@ class LearningAgent(SystemPolicy):
     """
 
     kind: ClassVar[str]
+    saved_options: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the class beyond the settings that are saved, attributes by the same name."""
     network: DirectPolicy | ModelBasedPolicy | UnfoldedPolicy
 
     def __init__(
@@ -143,6 +151,9 @@ class LearningAgent(SystemPolicy):
         kind = ModelBasedPolicy if self.architecture == "model_based" else DirectPolicy
         return kind(self.system, sizes, self._generator)
 
+    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+        """Whatever has to be there before the training; kept :func:`beside` its checkpoint."""
+
     @abstractmethod
     def _loss(self) -> TrainingLoss:
         """What the training minimises."""
@@ -198,6 +209,8 @@ class LearningAgent(SystemPolicy):
             gradient_clip=config.gradient_clip,
         )
         with reporting(progress_bar, tensorboard_log, callback, self.title) as report:
+            path = None if checkpoint is None else Path(checkpoint)
+            self._prepare(progress_bar, path, checkpoint_every)
             loss = self._loss()
             self._calibrated = None  # the policy meets the multipliers of the training
             train(
@@ -341,6 +354,7 @@ class LearningAgent(SystemPolicy):
         meta = {
             "kind": self.kind,
             "config": self.config.to_dict(),
+            "options": {name: getattr(self, name) for name in self.saved_options},
             "seed": self.seed,
             "scenario": self.scenario.to_dict(),
             "channel_model": _described(self._model),
@@ -377,6 +391,9 @@ class LearningAgent(SystemPolicy):
             config = AgentConfig(**meta["config"]).to_dict()
             if set(meta["config"]) != set(config):
                 raise ValueError(f"config must have the fields {sorted(config)}")
+            options = meta.get("options", {})  # there were none once
+            if not isinstance(options, dict) or not set(options) <= set(cls.saved_options):
+                raise ValueError(f"options must be of {sorted(cls.saved_options)}")
             seed = integer("seed", meta["seed"], 0)
             scenario = Scenario.from_dict(meta["scenario"])
             if not isinstance(meta["channel_model"], str):
@@ -397,7 +414,7 @@ class LearningAgent(SystemPolicy):
         )
         if not kept:
             config |= {"snr_range_db": None, "threshold_range": None}
-        agent = cls(env, "paper", seed=seed, device=device, **config)
+        agent = cls(env, "paper", seed=seed, device=device, **options, **config)
         agent.title = f"{cls.kind}, loaded"
         flexible = isinstance(agent.network, UnfoldedPolicy)
         for name in _KINDS if flexible else (*_KINDS, *_DIMENSIONS):
@@ -447,6 +464,18 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     # One is now also what threads made later begin with. Setting it back would make a training
     # three times slower: its backward thread would have a team of its own, spinning beside.
     return pool
+
+
+def beside(checkpoint: Path, what: str) -> Path:
+    """Where a training keeps something else than its own state."""
+    return checkpoint.with_suffix(f".{what}")
+
+
+def forget_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint and what its training keeps beside it."""
+    for path in (checkpoint, beside(checkpoint, SOURCE)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(beside(checkpoint, LABELS), ignore_errors=True)
 
 
 def _described(model: ChannelModel) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 
-from isac_gym.agents.learner import LearningAgent
+from isac_gym.agents.learner import LABELS, LearningAgent, beside
 from isac_gym.agents.losses import Imitation, TrainingLoss
 from isac_gym.labels import Labels, generate_labels, load_labels
 from isac_gym.policy import REGISTRY, make_agent
@@ -19,6 +20,9 @@ from isac_gym.scenario import Scenario
 from isac_gym.validation import integer
 
 __all__ = ["Supervised"]
+
+_SHARD: Final = 256
+"""Labels a file: what a killed generation loses, and how often its progress shows."""
 
 
 class Supervised(LearningAgent):
@@ -28,7 +32,8 @@ class Supervised(LearningAgent):
         env: Environment, single, batched or wrapped, whose scenario and channel model are used.
         preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`).
         labels: Solutions to learn from: a data set of ``isac-gym labels`` or its folder. None
-            generates them when they are first needed.
+            generates them when they are first needed; those of a training that was killed are kept
+            beside its checkpoint.
         reference: Agent that solves, if they are generated; None means ``"joint-expected"``, or
             ``"wmmse"`` (the paper's) if the radar is fixed.
         label_count: Blocks to generate.
@@ -43,6 +48,7 @@ class Supervised(LearningAgent):
     """
 
     kind: ClassVar[str] = "Supervised"
+    saved_options: ClassVar[tuple[str, ...]] = ("reference", "label_count")
 
     def __init__(
         self,
@@ -90,24 +96,37 @@ class Supervised(LearningAgent):
             self.duals.values["sensing"], max(self.config.initial_multiplier, 1.0)
         )
 
+    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+        if self.labels is not None:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress
+
+        solver = make_agent(self.reference, self._env)
+        with ExitStack() as stack:
+            if checkpoint is None:
+                folder = Path(stack.enter_context(TemporaryDirectory()))
+            else:
+                folder = beside(checkpoint, LABELS)
+            columns = ("{task.description}", BarColumn(20), MofNCompleteColumn())
+            bar = stack.enter_context(Progress(*columns, disable=not progress_bar))
+            task = bar.add_task(f"{self.title}: labels", total=self.label_count)
+            generate_labels(
+                solver,
+                self._env,
+                folder,
+                self.label_count,
+                name=self.reference,
+                seed=self.seed,
+                shard_size=_SHARD,
+                callback=lambda done: bar.update(task, completed=done),
+            )
+            self.labels = load_labels(folder)
+
     def _loss(self) -> TrainingLoss:
-        if self.labels is None:
-            with TemporaryDirectory() as folder:
-                generate_labels(
-                    make_agent(self.reference, self._env),
-                    self._env,
-                    folder,
-                    self.label_count,
-                    name=self.reference,
-                    seed=self.seed,
-                )
-                self.labels = load_labels(folder)
+        assert self.labels is not None
         return Imitation(self.system, self.labels, self.config.batch_size, self.multiplier)
 
     def _identity(self) -> dict[str, Any]:
-        if self.labels is None:
-            origin: Any = [self.reference, self.label_count]
-        else:
-            manifest = json.dumps(self.labels.manifest, sort_keys=True)
-            origin = hashlib.sha256(manifest.encode()).hexdigest()
-        return {**super()._identity(), "labels": origin}
+        assert self.labels is not None
+        manifest = json.dumps(self.labels.manifest, sort_keys=True)
+        return {**super()._identity(), "labels": hashlib.sha256(manifest.encode()).hexdigest()}

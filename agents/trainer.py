@@ -338,7 +338,6 @@ def reporting(
 
         columns = ("{task.description}", BarColumn(20), MofNCompleteColumn(), Remaining())
         bar = Progress(*columns, TextColumn("{task.fields[state]}"), refresh_per_second=4)
-        bar.start()
         task = bar.add_task(title, total=None, state="")
 
     def show(progress: TrainingProgress) -> None:
@@ -349,6 +348,7 @@ def reporting(
                 multiplier = progress.multipliers.get(name, 0.0)
                 if value > 1e-6 or multiplier > 0.0:
                     state += f", {name} {value:+.1%} (λ {multiplier:.2g})"
+            bar.start()  # not before: what comes before the training has a bar of its own
             bar.update(task, total=progress.iterations, completed=progress.iteration, state=state)
         if writer is not None and (last or progress.iteration % 10 == 0):
             scalars = {

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 
+from isac_gym.agents.learner import SOURCE, beside
 from isac_gym.agents.primal_dual import PrimalDual
-from isac_gym.agents.trainer import Callback
 from isac_gym.validation import not_allowed
 
 __all__ = ["TransferBeamforming"]
@@ -41,7 +41,8 @@ class TransferBeamforming(PrimalDual):
         preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`), of the same
             architecture as the source's; both trainings follow it.
         source: Trained power-control agent, its file, or None: it is trained by
-            :meth:`learn` before the transfer.
+            :meth:`learn` before the transfer, with a checkpoint of its own beside that of the
+            transfer. Callbacks see the transfer alone.
         unfreeze: Whether all layers are trained.
         seed: Seed of the new layer's weights and of the training channels.
         device: Torch device, or ``"auto"`` for CUDA if present.
@@ -53,6 +54,7 @@ class TransferBeamforming(PrimalDual):
     """
 
     kind: ClassVar[str] = "TransferBeamforming"
+    saved_options: ClassVar[tuple[str, ...]] = ("unfreeze",)
 
     def __init__(
         self,
@@ -143,10 +145,7 @@ class TransferBeamforming(PrimalDual):
     def load(
         cls, path: str | Path, env: Any = None, *, device: str = "auto"
     ) -> TransferBeamforming:
-        """As :meth:`LearningAgent.load`; a further training goes on from the saved weights.
-
-        Whether it trains all layers is not saved; set ``unfreeze``.
-        """
+        """As :meth:`LearningAgent.load`; a further training goes on from the saved weights."""
         agent = super().load(path, env, device=device)
         agent._is_loaded = True
         return agent
@@ -163,23 +162,8 @@ class TransferBeamforming(PrimalDual):
         own = {id(value) for layer in self.network.output_layers() for value in layer.parameters()}
         return {name for name, value in self.network.named_parameters() if id(value) in own}
 
-    def learn(
-        self,
-        iterations: int | None = None,
-        *,
-        progress_bar: bool = False,
-        callback: Callback | None = None,
-        tensorboard_log: str | Path | None = None,
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-    ) -> TransferBeamforming:
-        """Train the source if there is none yet, take it over, then train the new layer.
-
-        Arguments, result and errors are those of
-        :meth:`~isac_gym.agents.learner.LearningAgent.learn`; the callback sees the transfer alone.
-        The training of the source has its own checkpoint beside.
-        """
-        beside = None if checkpoint is None else Path(checkpoint).with_suffix(".source.zip")
+    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+        """Train the source if there is none yet, and take it over."""
         if self.source is None and not self._is_loaded:
             agent = PrimalDual(
                 self._source_env,
@@ -190,16 +174,9 @@ class TransferBeamforming(PrimalDual):
             )
             agent.title = f"{self.title}: power control"
             agent.learn(
-                progress_bar=progress_bar, checkpoint=beside, checkpoint_every=checkpoint_every
+                progress_bar=progress_bar,
+                checkpoint=None if checkpoint is None else beside(checkpoint, SOURCE),
+                checkpoint_every=checkpoint_every,
             )
             self.take_over(agent)
         self._freeze()
-        super().learn(
-            iterations,
-            progress_bar=progress_bar,
-            callback=callback,
-            tensorboard_log=tensorboard_log,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-        )
-        return self

@@ -106,6 +106,7 @@ def compare(
     Writes compare.csv, compare.json (with settings and versions) and compare.png. A run that was
     killed before its results were written goes on from its checkpoints.
     """
+    from isac_gym.agents.learner import forget_checkpoint
     from isac_gym.evaluation import AgentError, AgentResult
     from isac_gym.evaluation import compare as compare_agents
     from isac_gym.plotting import comparison_figure, save_figure
@@ -170,14 +171,8 @@ def compare(
     except OSError as error:
         fail(error)
     for checkpoint in filter(None, checkpoints):
-        _forget(checkpoint)
+        forget_checkpoint(checkpoint)
     print_files(output, "compare", 132)
-
-
-def _forget(checkpoint: Path) -> None:
-    """Remove a checkpoint, and that of an agent that was trained before beside it."""
-    for path in (checkpoint, checkpoint.with_suffix(".source.zip")):
-        path.unlink(missing_ok=True)
 
 
 def _agent_if_possible(name: str, env: Any, seed: int, asked_for: bool) -> Any:
@@ -198,7 +193,9 @@ def train(
     settings: Settings = None,
     agent_settings: AgentSettings = None,
     seed: Seed = 0,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Gradient steps.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Gradient steps; short for -a iterations=.")
+    ] = None,
     device: Annotated[str, typer.Option(help="A torch device; auto is CUDA if present.")] = "auto",
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
     evaluate_every: Annotated[
@@ -218,6 +215,7 @@ def train(
     those whose constraints hold, or the least violation while none does.
     """
     from isac_gym.agents.callbacks import EvaluationCallback, StopOnConvergence
+    from isac_gym.agents.learner import forget_checkpoint
     from isac_gym.agents.trainer import TrainingError
     from isac_gym.policy import REGISTRY, make_agent
 
@@ -234,13 +232,14 @@ def train(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         options = parse_assignments("--agent-set", agent_settings)
+        if iterations is not None:
+            options["iterations"] = iterations
         learner: Any = make_agent(name, env, seed=seed, device=device, **options)
         callback = None
         if evaluate_every:
             then = None if patience is None else StopOnConvergence(patience)
             callback = EvaluationCallback(learner, evaluate_every, best=best, then=then)
         learner.learn(
-            iterations,
             progress_bar=True,
             callback=callback,
             tensorboard_log=tensorboard,
@@ -249,7 +248,7 @@ def train(
         learner.save(output, command=" ".join(["isac-gym", *sys.argv[1:]]))
     except (*EXPECTED_ERRORS, TrainingError) as error:
         fail(error)
-    _forget(checkpoint)
+    forget_checkpoint(checkpoint)
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)

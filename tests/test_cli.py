@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from isac_gym.agents import PRESETS as AGENT_PRESETS
-from isac_gym.agents import PrimalDual
+from isac_gym.agents import PrimalDual, TransferBeamforming
 from isac_gym.baselines import MRT
 from isac_gym.cli import app
 from isac_gym.evaluation import compare
@@ -232,6 +232,21 @@ def test_train_and_evaluate_round_trip(folder: Path) -> None:
         output = succeeded(run(*command, "--channels", "20", *settings_of()))
         assert f"{expected.spectral_efficiency:.3f}" in output
         assert "mine.zip" in output
+
+
+def test_iterations_are_those_of_every_training_and_saved(folder: Path) -> None:
+    succeeded(run("train", "transfer-beamforming-paper", "--iterations", "3", "-o", "a.zip", *SET))
+    succeeded(run("train", "transfer-beamforming-paper", "-a", "iterations=3", "-o", "b.zip", *SET))
+    first, second = (TransferBeamforming.load(name) for name in ("a.zip", "b.zip"))
+    assert first.config.iterations == 3
+    for name, value in first.network.state_dict().items():
+        np.testing.assert_array_equal(second.network.state_dict()[name], value, err_msg=name)
+
+
+def test_generated_labels_go_with_the_checkpoint(folder: Path) -> None:
+    arguments = ("--iterations", "2", "-a", "reference=mrt", "-a", "label_count=5", *SET)
+    succeeded(run("train", "supervised-paper", "-o", "a.zip", *arguments))
+    assert [path.name for path in folder.iterdir()] == ["a.zip"]
 
 
 def test_evaluate_refuses_what_is_not_trained(folder: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -37,16 +38,16 @@ class Study:
     settings: dict[str, Any]
 
     def to_csv(self) -> str:
-        """One line a row."""
+        """One line a row; what is not a finite number is empty."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(_finite(row) for row in self.rows)
         return buffer.getvalue()
 
     def to_json(self) -> str:
         """Settings and rows; what is not a number is null."""
-        rows = [{key: finite_or_none(value) for key, value in row.items()} for row in self.rows]
+        rows = [_finite(row) for row in self.rows]
         content = {"title": self.title, "settings": self.settings, "rows": rows}
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -63,17 +64,25 @@ class Study:
         return table
 
 
+def _finite(row: Row) -> dict[str, Any]:
+    return {key: finite_or_none(value) for key, value in row.items()}
+
+
 def _shown(row: Row, name: str) -> str:
     value = row[name]
     if not isinstance(value, float):
         return str(value)
     digits = ".2f" if abs(value) >= 1 else ".4f"
     spread = row.get(f"± {name}")
-    return f"{value:{digits}}" if spread is None else f"{value:{digits}} ± {spread:{digits}}"
+    known = spread is not None and math.isfinite(spread)
+    return f"{value:{digits}} ± {spread:{digits}}" if known else f"{value:{digits}}"
 
 
 def over_seeds(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean of values over seeds and the half-width of its 95 % Student interval."""
+    """Mean of values over seeds and the half-width of its 95 % Student interval.
+
+    A single value says nothing of its spread: the half-width is infinite, and not shown.
+    """
     array = np.asarray(values, float)
     low, high = mean_interval(array)
     return {name: float(array.mean()), f"± {name}": (high - low) / 2.0}

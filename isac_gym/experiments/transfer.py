@@ -17,6 +17,7 @@ from isac_gym.agents.learner import LearningAgent
 from isac_gym.agents.trainer import TrainingProgress
 from isac_gym.experiments.study import Report, Study, over_seeds, study_settings
 from isac_gym.scenario import Scenario
+from isac_gym.validation import not_allowed
 
 __all__ = ["run_transfer", "transfer_figure"]
 
@@ -67,7 +68,12 @@ def run_transfer(
     Returns:
         One row a method, with the time that the power-control agent took before. The curves are in
         the settings.
+
+    Raises:
+        ValueError: If the scenario's control is another, or a setting is not allowed.
     """
+    if scenario.control != "beamforming":
+        raise not_allowed("control", scenario.control, "'beamforming' for the transfer")
     options = dict(settings or {})
     curves: dict[str, list[_Curve]] = {method: [] for method in METHODS}
     sources: list[float] = []
@@ -131,7 +137,8 @@ def run_transfer(
 
 def _curve(agent: LearningAgent, every: int, channels: int) -> _Curve:
     evaluation = EvaluationCallback(agent, every, channels=channels)
-    seconds: list[float] = []
+    evaluation.evaluate(0)
+    seconds = [0.0]
     spent = 0.0
     last = time.perf_counter()
 

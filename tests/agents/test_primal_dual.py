@@ -518,31 +518,6 @@ def test_custom_channels_are_learned_from() -> None:
     assert model.draws == 5
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    agent = quick(make()).learn(12, progress_bar=True)
-    assert "12/12" in capsys.readouterr().out
-    assert same(agent, quick(make()).learn(12))
-
-
-def test_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    rates = []
-    quick(make()).learn(
-        20,
-        tensorboard_log=tmp_path / "logs",
-        callback=lambda progress: rates.append(progress.sum_rate),
-    )
-    log = EventAccumulator(str(tmp_path / "logs"))
-    log.Reload()
-    tags = set(log.Tags()["scalars"])
-    assert {"train/sum_rate", "train/constraint_sensing", "train/multiplier_sensing"} <= tags
-    events = log.Scalars("train/sum_rate")
-    assert events[-1].step == 20
-    assert events[-1].value == pytest.approx(rates[-1], rel=1e-5)
-
-
 @pytest.mark.parametrize("control", ["power", "amplitude", "beamforming"])
 @pytest.mark.parametrize("scheduling", ["all", "contention"])
 @pytest.mark.parametrize("preset", ["paper", "tuned", "model-based"])

@@ -15,6 +15,7 @@ from small_agents import ARCHITECTURES, make, quick, same, weights
 from torch import Tensor, nn
 
 from isac_gym.agents import NoDual, PrimalDual, Supervised
+from isac_gym.agents.learner import forget_checkpoint
 from isac_gym.agents.losses import Imitation, LossValue
 from isac_gym.agents.trainer import CheckpointError, TrainingProgress
 from isac_gym.baselines import MRT, WMMSE, EqualPower
@@ -349,6 +350,53 @@ def test_labels_are_generated_when_they_are_needed(tmp_path: Path) -> None:
     generate_labels(MRT(env), env, tmp_path, 10, name="mrt", seed=3)
     np.testing.assert_array_equal(agent.labels.actions, load_labels(tmp_path).actions)
     assert same(agent, quick(env, Supervised, labels=tmp_path, seed=3).learn(5))
+
+
+def test_generated_labels_outlive_a_killed_training(tmp_path: Path) -> None:
+    """What is there already is not solved again; what is missing is."""
+    env, checkpoint = make(), tmp_path / "training.zip"
+
+    def agent() -> Supervised:
+        made: Supervised = quick(env, Supervised, reference="mrt", label_count=600)
+        return made
+
+    def interrupt(progress: TrainingProgress) -> None:
+        raise KeyboardInterrupt
+
+    whole = agent().learn(4)
+    with pytest.raises(KeyboardInterrupt):
+        agent().learn(4, callback=interrupt, checkpoint=checkpoint)
+    shards = sorted((tmp_path / "training.labels").glob("*.npz"))
+    assert len(shards) == 3
+    assert len(load_labels(tmp_path / "training.labels")) == 600
+    lost = shards[1].read_bytes()
+    shards[1].unlink()
+    written = [shard.stat().st_mtime_ns for shard in (shards[0], shards[2])]
+    resumed = agent().learn(4, checkpoint=checkpoint)
+    assert same(resumed, whole)
+    assert [shard.stat().st_mtime_ns for shard in (shards[0], shards[2])] == written
+    assert shards[1].read_bytes() == lost
+    forget_checkpoint(checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_labels_come_from_is_saved(tmp_path: Path) -> None:
+    agent = quick(make(), Supervised, reference="zf", label_count=7)
+    agent.save(tmp_path / "agent.zip")
+    loaded = Supervised.load(tmp_path / "agent.zip")
+    assert (loaded.reference, loaded.label_count) == ("zf", 7)
+    assert loaded.learn(1).labels is not None
+    assert loaded.labels is not None
+    assert loaded.labels.manifest["agent"] == "zf"
+    assert len(loaded.labels) == 7
+
+
+def test_the_generation_of_labels_shows_its_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    quick(make(), Supervised, reference="mrt", label_count=5).learn(2, progress_bar=True)
+    shown = capsys.readouterr().out
+    assert "labels" in shown
+    assert "5/5" in shown
+    assert "2/2" in shown
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from small_agents import ARCHITECTURES, make, quick, same, weights
 
 from isac_gym.agents import NoDual, PrimalDual, TransferBeamforming
+from isac_gym.agents.learner import forget_checkpoint
 from isac_gym.agents.trainer import CheckpointError, TrainingProgress
 
 Weights = dict[str, npt.NDArray[Any]]
@@ -216,6 +218,47 @@ def test_an_interrupted_transfer_goes_on(tmp_path: Path) -> None:
         checkpoint=checkpoint, checkpoint_every=4
     )
     assert same(resumed, whole)
+    forget_checkpoint(checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_training_of_the_source_goes_on(tmp_path: Path) -> None:
+    settings = {"iterations": 12, "seed": 2}
+    whole = quick(make(), TransferBeamforming, **settings).learn()
+    checkpoint = tmp_path / "training.zip"
+    killed = quick(make(control="power"), **settings)
+
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.iteration == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.learn(
+            callback=interrupt, checkpoint=tmp_path / "training.source.zip", checkpoint_every=4
+        )
+    resumed = quick(make(), TransferBeamforming, **settings)
+    resumed.learn(checkpoint=checkpoint, checkpoint_every=4)
+    assert same(resumed, whole)
+
+
+def test_tensorboard_is_missed_before_the_source_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    agent = quick(make(), TransferBeamforming)
+    with pytest.raises(ImportError, match=r"isac-gym\[tensorboard\]"):
+        agent.learn(2, tensorboard_log=tmp_path)
+    assert agent.source is None
+
+
+@pytest.mark.parametrize("unfreeze", [False, True])
+def test_what_is_trained_is_saved(tmp_path: Path, unfreeze: bool) -> None:
+    transfer(source_of(), unfreeze=unfreeze).save(tmp_path / "agent.zip")
+    loaded = TransferBeamforming.load(tmp_path / "agent.zip")
+    assert loaded.unfreeze is unfreeze
+    before = network_of(loaded)["body.layers.0.weight"]
+    moved = network_of(loaded.learn(2))["body.layers.0.weight"] - before
+    assert bool(moved.any()) is unfreeze
 
 
 @pytest.mark.parametrize(

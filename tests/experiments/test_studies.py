@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from isac_gym.agents import PrimalDual
+from isac_gym.agents.callbacks import EvaluationCallback
 from isac_gym.cli import app
 from isac_gym.experiments.conditions import conditions_figure, run_conditions, run_sizes
 from isac_gym.experiments.paper_network import run_paper_network
@@ -33,8 +35,6 @@ SMALL = Scenario(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import gymnasium as gym
-
     env = gym.make("ISAC-MISO-v0", scenario=SMALL)
     path = tmp_path_factory.mktemp("agents") / "agent.zip"
     agent = PrimalDual(env, iterations=10, stages=((6.0, 2),), calibration_channels=128)
@@ -129,9 +129,31 @@ def test_transfer() -> None:
         "transfer, all layers",
     ]
     curves = study.settings["curves"]
-    assert all(curve["iterations"] == [2, 4, 6] for curve in curves.values())
+    assert all(curve["iterations"] == [0, 2, 4, 6] for curve in curves.values())
     assert study.rows[0]["s before"] == 0.0 < study.rows[1]["s before"]
     assert len(transfer_figure(study).axes[0].lines) == 3
+    # Before the training: what a fresh agent does.
+    rates = [row[0] for row in curves["direct"]["rates"]]
+    env = gym.make("ISAC-MISO-v0", scenario=SMALL)
+    fresh = [EvaluationCallback(PrimalDual(env, "paper", seed=s), channels=16) for s in (0, 1)]
+    assert rates == [evaluation.evaluate(0).sum_rate for evaluation in fresh]
+
+
+def test_a_single_seed_shows_no_spread() -> None:
+    study = Study("one", ({"agent": "mrt", **over_seeds("bit/s/Hz", [3.25])},), {})
+    assert study.to_csv() == "agent,bit/s/Hz,± bit/s/Hz\nmrt,3.25,\n"
+    assert json.loads(study.to_json())["rows"][0]["± bit/s/Hz"] is None
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(study)
+    assert "3.25" in console.export_text(clear=False)
+    assert "±" not in console.export_text()
+
+
+def test_transfer_names_a_wrong_control_before_any_training() -> None:
+    lines: list[str] = []
+    with pytest.raises(ValueError, match=r"control must be 'beamforming'.*'power'"):
+        run_transfer(SMALL.replace(control="power"), report=lines.append)
+    assert lines == []
 
 
 def small_settings() -> list[str]:
