@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import direct_model
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from direct_model import SMALL
+from small_agents import TOY, Poisoned, make, quick, same
 
-from isac_gym import ChannelModel, RayleighChannel
+from isac_gym import RayleighChannel
 from isac_gym.agents import PRESETS, AgentConfig, NoDual, PrimalDual
-from isac_gym.agents.trainer import CheckpointError, TrainingError, TrainingProgress
+from isac_gym.agents.trainer import TrainingProgress
 from isac_gym.baselines import MRT, EqualPower
-from isac_gym.channels import ChannelProcess, Complex, Links
+from isac_gym.channels import ChannelProcess, Complex
 from isac_gym.evaluation import compare
-
-TOY: dict[str, Any] = {
-    "num_users": 2,
-    "num_comm_antennas": 4,
-    "num_radar_antennas": 4,
-    "radar_power": 0.8,
-    "target_angles_deg": (-50.0, 10.0),
-    "sensing_threshold": 0.16,
-}
-ARCHITECTURES = ("direct", "model_based", "unfolded")
-
-
-def make(**changes: Any) -> gym.Env[Any, Any]:
-    return gym.make("ISAC-MISO-v0", **{**TOY, **changes})
-
-
-def quick(env: gym.Env[Any, Any], seed: int = 0, **settings: Any) -> PrimalDual:
-    defaults: dict[str, Any] = {
-        "hidden_sizes": (16,),
-        "width": 8,
-        "stages": ((15.0, 1), (15.0, 1)),
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "dual_step_size": 0.1,
-    }
-    return PrimalDual(env, "paper", seed=seed, **{**defaults, **settings})
-
-
-def weights(agent: PrimalDual) -> dict[str, npt.NDArray[Any]]:
-    found = {name: value.numpy().copy() for name, value in agent.network.state_dict().items()}
-    return found | {f"dual {name}": v.numpy().copy() for name, v in agent.duals.values.items()}
-
-
-def same(first: PrimalDual, second: PrimalDual) -> bool:
-    left, right = weights(first), weights(second)
-    return set(left) == set(right) and all(np.array_equal(left[k], right[k]) for k in left)
-
 
 # The paper's settings
 
@@ -248,174 +208,7 @@ def test_power_control_comes_close_to_the_best_powers_found_by_search() -> None:
     assert 0.96 * optimum < learned < 1.002 * optimum
 
 
-# Seeds and interruptions
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_same_seed_gives_the_same_weights(architecture: str) -> None:
-    env = make()
-    first, second, other = (
-        quick(env, seed=seed, architecture=architecture).learn(20) for seed in (1, 1, 2)
-    )
-    assert same(first, second)
-    assert not same(first, other)
-    assert not same(first, quick(env, seed=1, architecture=architecture))
-
-
-def test_the_initial_weights_depend_on_the_seed() -> None:
-    env = make()
-    assert same(quick(env, seed=1), quick(env, seed=1))
-    assert not same(quick(env, seed=1), quick(env, seed=2))
-
-
-def test_training_does_not_depend_on_what_the_environment_did_before() -> None:
-    fresh, used = make(), make()
-    used.reset(seed=3)
-    used.step(used.action_space.sample())
-    torch.manual_seed(99)
-    assert same(quick(fresh).learn(10), quick(used).learn(10))
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("stop_at", [15, 20, 29])
-def test_an_interrupted_training_ends_like_an_uninterrupted_one(
-    tmp_path: Path, architecture: str, stop_at: int
-) -> None:
-    settings = {"architecture": architecture, "final_learning_rate": 1e-5, "gradient_clip": 1.0}
-    env = make(csi_error_variance=0.1, num_cells=2)
-    whole = quick(env, **settings).learn(30)
-    checkpoint = tmp_path / "training.zip"
-
-    def interrupt(progress: TrainingProgress) -> None:
-        if progress.iteration == stop_at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quick(env, **settings).learn(
-            30, callback=interrupt, checkpoint=checkpoint, checkpoint_every=10
-        )
-    assert [p.name for p in tmp_path.iterdir()] == ["training.zip"]
-    iterations: list[int] = []
-    resumed = quick(env, **settings).learn(
-        30,
-        callback=lambda progress: iterations.append(progress.iteration),
-        checkpoint=checkpoint,
-        checkpoint_every=10,
-    )
-    # A checkpoint holds the callback's state, so it is written after the call.
-    assert iterations[0] == (stop_at - 1) // 10 * 10 + 1
-    assert iterations[-1] == 30
-    assert same(resumed, whole)
-    # What comes after the training continues alike, too.
-    assert same(resumed.learn(3), whole.learn(3))
-
-
-def test_a_finished_checkpoint_is_not_trained_again(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "training.zip"
-    env = make()
-    whole = quick(env).learn(12, checkpoint=checkpoint)
-    calls: list[Any] = []
-    again = quick(env).learn(12, checkpoint=checkpoint, callback=calls.append)  # type: ignore[arg-type]
-    assert calls == []
-    assert same(again, whole)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda env: quick(env, learning_rate=2e-3),
-        lambda env: quick(env, batch_size=9),
-        lambda env: quick(make(snr_db=3.0)),
-        lambda env: quick(make(num_users=3)),
-        lambda env: quick(env, hidden_sizes=(17,)),
-        lambda env: quick(env, architecture="model_based"),
-        lambda env: quick(env, architecture="unfolded"),
-        lambda env: quick(env, dual_step_size=0.3),
-        lambda env: quick(env, dual_rule="augmented"),
-        lambda env: quick(env, warmup_iterations=2),
-        lambda env: quick(env, seed=1),
-    ],
-    ids=[
-        *["rate", "batch", "snr", "users", "layers", "model-based", "unfolded", "dual-step"],
-        *["dual-rule", "warm-up", "seed"],
-    ],
-)
-def test_a_checkpoint_of_another_training_is_refused(
-    tmp_path: Path, other: Callable[[Any], PrimalDual]
-) -> None:
-    checkpoint = tmp_path / "training.zip"
-    env = make()
-    quick(env).learn(5, checkpoint=checkpoint)
-    content = checkpoint.read_bytes()
-    agent = other(env)
-    with pytest.raises(CheckpointError, match=r"training\.zip"):
-        agent.learn(5, checkpoint=checkpoint)
-    assert checkpoint.read_bytes() == content
-
-
-def test_a_callback_can_end_the_training() -> None:
-    env = make()
-    seen: list[int] = []
-
-    def stop(progress: TrainingProgress) -> bool:
-        seen.append(progress.iteration)
-        return progress.iteration < 7
-
-    assert same(quick(env).learn(50, callback=stop), quick(env).learn(7))
-    assert seen == list(range(1, 8))
-
-
-# Failures
-
-
-@dataclasses.dataclass
-class Poisoned(ChannelModel):
-    """Rayleigh channels of which the n-th draw holds one bad entry."""
-
-    # Not in the name by which checkpoints tell channel models apart.
-    at: int = dataclasses.field(repr=False)
-    value: complex = dataclasses.field(repr=False)
-    draws: int = dataclasses.field(default=0, repr=False)
-
-    def draw(self, rng: np.random.Generator, num: int, links: Links) -> Complex:
-        drawn = RayleighChannel().draw(rng, num, links)
-        self.draws += 1
-        if self.draws == self.at:
-            drawn.flat[1] = self.value
-        return drawn
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_loss_that_is_not_finite_stops_the_training(
-    tmp_path: Path, value: float, architecture: str
-) -> None:
-    checkpoint = tmp_path / "training.zip"
-    env = make(channel_model=Poisoned(at=14, value=value))
-    agent = quick(env, architecture=architecture)
-    with pytest.raises(TrainingError, match=r"iteration 14\b") as caught:
-        agent.learn(30, checkpoint=checkpoint, checkpoint_every=5)
-    assert str(checkpoint) in str(caught.value)
-    expected = quick(make(), architecture=architecture)
-    expected.learn(30, callback=lambda p: p.iteration < 13)
-    assert same(agent, expected), "the weights of the last good iteration are kept"
-    kept = quick(make(channel_model=Poisoned(at=-1, value=0)), architecture=architecture)
-    kept.learn(30, checkpoint=checkpoint, callback=lambda p: p.iteration < 13)
-    assert same(kept, expected)
-
-
-def test_divergence_without_a_checkpoint() -> None:
-    env = make(channel_model=Poisoned(at=1, value=np.nan))
-    with pytest.raises(TrainingError, match=r"iteration 1\b.*none was saved"):
-        quick(env).learn(3)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_an_absurd_step_size_ends_in_an_error_or_in_finite_weights(architecture: str) -> None:
-    agent = quick(make(), learning_rate=1e30, architecture=architecture)
-    with contextlib.suppress(TrainingError):
-        agent.learn(60)
-    assert all(np.isfinite(value).all() for value in weights(agent).values())
+# Settings
 
 
 @pytest.mark.parametrize(

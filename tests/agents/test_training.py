@@ -184,7 +184,7 @@ def test_a_kill_during_writing_leaves_the_checkpoint_before(tmp_path: Path, sabo
 def test_an_interrupted_training_goes_on(
     tmp_path: Path, settings: dict[str, Any], stop_at: int
 ) -> None:
-    env = make(num_cells=2)
+    env = make(num_cells=2, csi_error_variance=0.1)
     whole = quick(env, **settings).learn(16)
 
     def interrupt(progress: TrainingProgress) -> None:
@@ -225,6 +225,8 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
         ({"learning_rate": 2e-3}, {}, "config"),
         ({"dual_rule": "pi"}, {}, "config"),
         ({"architecture": "model_based"}, {}, "config"),
+        ({"hidden_sizes": (17,)}, {}, "config"),
+        ({"warmup_iterations": 2}, {}, "config"),
         ({"seed": 1}, {}, "seed"),
         ({"kind": NoDual}, {}, "agent"),
         ({}, {"snr_db": 3.0}, "scenario"),
