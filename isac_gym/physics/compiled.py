@@ -9,6 +9,7 @@ its sine parts, so four pairs of directions share their products.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +24,8 @@ from isac_gym.physics.steering import centred_real_steering
 __all__ = ["CompiledPairs", "pair_loop"]
 
 _LANES = 16
+_ROWS = 8
+"""Directions whose weights are folded into the gradient at once; a divisor of the lanes."""
 
 
 class CompiledPairs:
@@ -36,12 +39,16 @@ class CompiledPairs:
 
     def __init__(self, grid_deg: Tensor, num_antennas: int, spacing: float) -> None:
         half = grid_deg[grid_deg >= 0]
-        steering = centred_real_steering(half, num_antennas, spacing).numpy().astype(np.float32)
-        padded = -len(half) % _LANES
-        self._rows = np.ascontiguousarray(steering)
-        self._columns = np.ascontiguousarray(np.pad(steering, ((0, padded), (0, 0))).T)
-        self._has_zero = bool(half[0] == 0)
-        self.key = (num_antennas, num_antennas - num_antennas // 2, len(half))
+        cosines = num_antennas - num_antennas // 2
+        self.key = (num_antennas, cosines, len(half))
+        width, padded = _widths(num_antennas, len(half))
+        rows = np.zeros((width, num_antennas), np.float32)
+        rows[: len(half)] = centred_real_steering(half, num_antennas, spacing).numpy()
+        # By even and odd parts; flat, since the loop has to know the distances.
+        halves = _aligned(2 * width * padded).reshape(2, width, padded)
+        halves[0, :, :cosines] = rows[:, :cosines]
+        halves[1, :, cosines:num_antennas] = rows[:, cosines:]
+        self._tables = (rows, np.ascontiguousarray(rows.T), halves.ravel(), bool(half[0] == 0))
 
     @staticmethod
     def supports(grid_deg: Tensor) -> bool:
@@ -54,9 +61,19 @@ class CompiledPairs:
         )
 
     @property
-    def tables(self) -> tuple[Floats, Floats, bool]:
-        """Steering by rows and by padded columns, and whether the grid holds 0."""
-        return self._rows, self._columns, self._has_zero
+    def tables(self) -> tuple[Floats, Floats, Floats, bool]:
+        """Steering by rows, by columns, and by even and odd parts; whether the grid holds 0."""
+        return self._tables
+
+    def scratch(self, want_gradient: bool = True) -> tuple[Floats, Floats]:
+        """What a call of the loop works on, to be used by one thread at a time."""
+        size, _, half = self.key
+        _, padded = _widths(size, half)
+        *_, weights, _, end = _places(size, half)
+        work = _aligned(end if want_gradient else weights)
+        columns = self._tables[1].ravel()
+        work[: len(columns)] = columns
+        return work, _aligned(4 * padded + 2 * size * (padded + size))
 
     def kernel(self, want_gradient: bool) -> Callable[..., None]:
         """The compiled loop."""
@@ -87,9 +104,8 @@ class CompiledPairs:
         def run(first: int, last: int) -> None:
             kernel(
                 parts[first:last],
-                self._rows,
-                self._columns,
-                self._has_zero,
+                *self._tables,
+                *self.scratch(want_gradient),
                 np.float32(smoothing),
                 value[first:last],
                 gradient[first:last],
@@ -109,40 +125,63 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
     return compile_loop(pair_loop(size, cosines, half, want_gradient))
 
 
+def _widths(size: int, half: int) -> tuple[int, int]:
+    """Angles and antennas, padded to whole vectors."""
+    return half + -half % _LANES, size + -size % 8
+
+
+def _aligned(length: int) -> Floats:
+    """Zeros that begin where a cache line does: vectors that straddle two take twice as long."""
+    room = np.zeros(length + _LANES, np.float32)
+    skipped = -room.ctypes.data % 64 // 4
+    return room[skipped : skipped + length]
+
+
+def _places(size: int, half: int) -> tuple[int, ...]:
+    """Where the parts of the loop's array begin, and where the last one ends.
+
+    After the columns of the grid: QᴴRQ (real, imaginary), sums of magnitudes, eight kinds of
+    weights for a few directions, and what these are folded into. They are in one array because the
+    compiler gives up where it would have to check too many pairs of arrays for overlap.
+    """
+    width, padded = _widths(size, half)
+    lengths = (size * width, size * padded, size * padded, width, 8 * _ROWS * width)
+    return (*itertools.accumulate(lengths), sum(lengths) + 4 * size * width)
+
+
 def pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callable[..., None]:
     """The loop for M = size, of which the first ``cosines`` parts are even, and ``half`` angles.
 
     The arguments are constants of the compiled code, so that its inner loops unroll.
     """
-    width = half + -half % _LANES
+    width, padded = _widths(size, half)
     pairs = size // 2
     root = np.float32(0.5**0.5)
+    real, imaginary, sums, weights, folded, _ = _places(size, half)
+    kind = _ROWS * width
 
     def kernel(
         matrices: Floats,
         rows: Floats,
         columns: Floats,
+        halves: Floats,
         has_zero: bool,
+        work: Floats,
+        spare: Floats,
         smoothing: float,
         value: Floats,
         gradient: Floats,
     ) -> None:
         zero = np.float32(0.0)
         one = np.float32(1.0)
-        # Keeps the weight of a vanishing magnitude finite. Above the root of the smallest normal
-        # number, so that a magnitude whose square underflows has a weight of at most 1.
-        tiny = np.float32(2e-19)
-        # Row vectors ãᵀZ for +θ (0 real, 1 imaginary) and -θ (2, 3), and their gradients.
-        p = np.empty((4, size), np.float32)
-        q = np.empty((4, size), np.float32)
-        planes = np.empty((2, size, size), np.float32)
-        turned = np.empty((2, size, size), np.float32)
-        half_turned = np.empty((2, size, size), np.float32)
-        # Magnitudes, then four rows of even and four of odd parts: one array with distances known
-        # to the compiler, which otherwise could not rule out that the rows overlap.
-        work = np.zeros(9 * width, np.float32)
+        # Keeps the weight of a vanishing magnitude finite. Above the smallest normal number, so
+        # that a magnitude whose square underflows has a weight of at most 1.
+        tiny = np.float32(4e-38)
+        # Row vectors ãᵀQᴴRQ for +θ (real, imaginary) and -θ.
+        p = spare[: 4 * padded]
+        planes = spare[4 * padded : (4 + 2 * size) * padded].reshape(2, size, padded)
+        half_turned = spare[(4 + 2 * size) * padded :].reshape(2, size, size)
         for b in range(matrices.shape[0]):
-            total = 0.0
             # QᴴRQ by the butterflies that Q consists of: columns, then rows.
             for m in range(size):
                 for k in range(pairs):
@@ -161,105 +200,116 @@ def pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callab
                 for n in range(size):
                     a, c = half_turned[0, low, n], half_turned[1, low, n]
                     d, f = half_turned[0, high, n], half_turned[1, high, n]
-                    turned[0, k, n] = root * (a + d)
-                    turned[1, k, n] = root * (c + f)
-                    turned[0, sine, n] = root * (f - c)
-                    turned[1, sine, n] = root * (a - d)
+                    work[real + k * padded + n] = root * (a + d)
+                    work[imaginary + k * padded + n] = root * (c + f)
+                    work[real + sine * padded + n] = root * (f - c)
+                    work[imaginary + sine * padded + n] = root * (a - d)
             if size % 2:
-                turned[:, pairs] = half_turned[:, pairs]
-            planes[:] = zero
-            for i in range(half):
-                both = i > 0 or not has_zero
-                lift = smoothing if both else zero
                 for n in range(size):
+                    work[real + pairs * padded + n] = half_turned[0, pairs, n]
+                    work[imaginary + pairs * padded + n] = half_turned[1, pairs, n]
+            work[sums:] = zero
+            for i in range(half):
+                place = weights + i % _ROWS * width
+                both = i > 0 or not has_zero
+                # θ and -θ are a pair, unless they are the same.
+                mirrored = i if both else i + 1
+                opposite = one if both else zero
+                lift = smoothing if both else zero
+                for n in range(padded):
                     x = y = z = t = zero
                     for m in range(cosines):
-                        x += rows[i, m] * turned[0, m, n]
-                        y += rows[i, m] * turned[1, m, n]
+                        a = rows[i, m]
+                        x += a * work[real + m * padded + n]
+                        y += a * work[imaginary + m * padded + n]
                     for m in range(cosines, size):
-                        z += rows[i, m] * turned[0, m, n]
-                        t += rows[i, m] * turned[1, m, n]
-                    p[0, n] = x + z
-                    p[1, n] = y + t
-                    p[2, n] = x - z if both else zero
-                    p[3, n] = y - t if both else zero
+                        a = rows[i, m]
+                        z += a * work[real + m * padded + n]
+                        t += a * work[imaginary + m * padded + n]
+                    p[n] = x + z
+                    p[padded + n] = y + t
+                    p[2 * padded + n] = opposite * (x - z)
+                    p[3 * padded + n] = opposite * (y - t)
                 # Whole vectors from the one that holds i on: no remainder loop.
                 start = i // _LANES * _LANES
                 for step in range(width - start):
                     m = start + step
                     e0 = e1 = e2 = e3 = o0 = o1 = o2 = o3 = zero
                     for n in range(cosines):
-                        a = columns[n, m]
-                        e0 += p[0, n] * a
-                        e1 += p[1, n] * a
-                        e2 += p[2, n] * a
-                        e3 += p[3, n] * a
+                        a = work[n * width + m] if size > 3 else columns[n, m]
+                        e0 += p[n] * a
+                        e1 += p[padded + n] * a
+                        e2 += p[2 * padded + n] * a
+                        e3 += p[3 * padded + n] * a
                     for n in range(cosines, size):
-                        a = columns[n, m]
-                        o0 += p[0, n] * a
-                        o1 += p[1, n] * a
-                        o2 += p[2, n] * a
-                        o3 += p[3, n] * a
-                    s0 = np.sqrt((e0 + o0) ** 2 + (e1 + o1) ** 2 + smoothing)
-                    s1 = np.sqrt((e0 - o0) ** 2 + (e1 - o1) ** 2 + smoothing)
-                    s2 = np.sqrt((e2 + o2) ** 2 + (e3 + o3) ** 2 + lift)
-                    s3 = np.sqrt((e2 - o2) ** 2 + (e3 - o3) ** 2 + lift)
-                    work[m] = s0 + s1 + s2 + s3
+                        a = work[n * width + m] if size > 3 else columns[n, m]
+                        o0 += p[n] * a
+                        o1 += p[padded + n] * a
+                        o2 += p[2 * padded + n] * a
+                        o3 += p[3 * padded + n] * a
+                    # One root of a reciprocal each, which processors estimate in a few cycles.
+                    q0 = (e0 + o0) ** 2 + (e1 + o1) ** 2 + smoothing
+                    q1 = (e0 - o0) ** 2 + (e1 - o1) ** 2 + smoothing
+                    q2 = (e2 + o2) ** 2 + (e3 + o3) ** 2 + lift
+                    q3 = (e2 - o2) ** 2 + (e3 - o3) ** 2 + lift
+                    counted = np.float32((m > i) & (m < half))
+                    r0 = counted / np.sqrt(q0 + tiny)
+                    r1 = np.float32((m >= mirrored) & (m < half)) / np.sqrt(q1 + tiny)
+                    r2 = counted / np.sqrt(q2 + tiny)
+                    r3 = counted / np.sqrt(q3 + tiny)
+                    work[sums + m] += q0 * r0 + q1 * r1 + q2 * r2 + q3 * r3
                     if want_gradient:
-                        r0 = one / (s0 + tiny)
-                        r1 = one / (s1 + tiny)
-                        r2 = one / (s2 + tiny)
-                        r3 = one / (s3 + tiny)
-                        work[width + m] = (e0 + o0) * r0 + (e0 - o0) * r1
-                        work[2 * width + m] = (e1 + o1) * r0 + (e1 - o1) * r1
-                        work[3 * width + m] = (e2 + o2) * r2 + (e2 - o2) * r3
-                        work[4 * width + m] = (e3 + o3) * r2 + (e3 - o3) * r3
-                        work[5 * width + m] = (e0 + o0) * r0 - (e0 - o0) * r1
-                        work[6 * width + m] = (e1 + o1) * r0 - (e1 - o1) * r1
-                        work[7 * width + m] = (e2 + o2) * r2 - (e2 - o2) * r3
-                        work[8 * width + m] = (e3 + o3) * r2 - (e3 - o3) * r3
-                partial = zero
-                for m in range(i + 1, half):
-                    partial += work[m]
-                # On the diagonal only +θ with -θ is a pair.
-                x = y = zero
-                if both:
-                    for n in range(cosines):
-                        x += p[0, n] * rows[i, n]
-                        y += p[1, n] * rows[i, n]
-                    for n in range(cosines, size):
-                        x -= p[0, n] * rows[i, n]
-                        y -= p[1, n] * rows[i, n]
-                s = np.sqrt(x * x + y * y + lift)
-                total += partial + s
-                if want_gradient:
-                    r = one / (s + tiny)
-                    for k in range(4):
-                        for m in range(start, i + 1):
-                            work[(1 + k) * width + m] = zero
-                            work[(5 + k) * width + m] = zero
-                    work[width + i] = x * r
-                    work[2 * width + i] = y * r
-                    work[5 * width + i] = -x * r
-                    work[6 * width + i] = -y * r
+                        x0, x1 = (e0 + o0) * r0, (e0 - o0) * r1
+                        y0, y1 = (e1 + o1) * r0, (e1 - o1) * r1
+                        x2, x3 = (e2 + o2) * r2, (e2 - o2) * r3
+                        y2, y3 = (e3 + o3) * r2, (e3 - o3) * r3
+                        work[place + m] = x0 + x1 + x2 + x3
+                        work[place + kind + m] = x0 + x1 - x2 - x3
+                        work[place + 2 * kind + m] = x0 - x1 + x2 - x3
+                        work[place + 3 * kind + m] = x0 - x1 - x2 + x3
+                        work[place + 4 * kind + m] = y0 + y1 + y2 + y3
+                        work[place + 5 * kind + m] = y0 + y1 - y2 - y3
+                        work[place + 6 * kind + m] = y0 - y1 + y2 - y3
+                        work[place + 7 * kind + m] = y0 - y1 - y2 + y3
+                if want_gradient and (i % _ROWS == _ROWS - 1 or i == half - 1):
+                    block = i // _ROWS * _ROWS
                     for k in range(4):
                         for n in range(size):
-                            x = zero
-                            if n < cosines:
-                                for m in range(start, width):
-                                    x += work[(1 + k) * width + m] * columns[n, m]
-                            else:
-                                for m in range(start, width):
-                                    x += work[(5 + k) * width + m] * columns[n, m]
-                            q[k, n] = x
-                    for m in range(size):
-                        a = rows[i, m]
-                        sign = one if m < cosines else -one
-                        for n in range(size):
-                            planes[0, m, n] += a * (q[0, n] + sign * q[2, n])
-                            planes[1, m, n] += a * (q[1, n] + sign * q[3, n])
+                            source = weights + (2 * k + (n >= cosines)) * kind
+                            target = folded + (k * size + n) * width
+                            a, c = rows[block, n], rows[block + 1, n]
+                            d, f = rows[block + 2, n], rows[block + 3, n]
+                            x, y = rows[block + 4, n], rows[block + 5, n]
+                            z, t = rows[block + 6, n], rows[block + 7, n]
+                            for m in range(start, width):
+                                work[target + m] += (
+                                    a * work[source + m]
+                                    + c * work[source + width + m]
+                                    + d * work[source + 2 * width + m]
+                                    + f * work[source + 3 * width + m]
+                                    + x * work[source + 4 * width + m]
+                                    + y * work[source + 5 * width + m]
+                                    + z * work[source + 6 * width + m]
+                                    + t * work[source + 7 * width + m]
+                                )
+            total = 0.0
+            for m in range(width):
+                total += work[sums + m]
             value[b] = total
             if want_gradient:
+                planes[:] = zero
+                for k in range(2):
+                    for m in range(size):
+                        even = folded + (2 * k * size + m) * width
+                        odd = even + size * width
+                        for first in range(0, width, _LANES):
+                            for n in range(padded):
+                                x = y = zero
+                                for j in range(_LANES):
+                                    at = (first + j) * padded + n
+                                    x += work[even + first + j] * halves[at]
+                                    y += work[odd + first + j] * halves[width * padded + at]
+                                planes[k, m, n] += x + y
                 for m in range(size):
                     for k in range(pairs):
                         low, high, sine = pairs - 1 - k, size - pairs + k, size - pairs + k

@@ -102,7 +102,7 @@ class CompiledStage:
         kernel = _stage_kernel(shape[-2], shape[-1], self._pairs.key)
 
         def run(first: int, last: int) -> None:
-            kernel(first, last, *inputs)
+            kernel(first, last, *inputs, *self._pairs.scratch())
 
         share_out(run, len(now))
         new, old = (
@@ -170,7 +170,8 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
         smoothing: float,
         row_norm: float,
         rows: Floats,
-        padded: Floats,
+        columns_of_grid: Floats,
+        halves: Floats,
         has_zero: bool,
         correlation_scale: float,
         diagonals: Floats,
@@ -178,6 +179,8 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
         linear: Floats,
         fitting: Floats,
         pattern_scale: float,
+        work: Floats,
+        spare: Floats,
     ) -> None:
         zero = np.float32(0.0)
         half = np.float32(0.5)
@@ -288,7 +291,18 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                         matrix[0, m, n, 1] = y
                         matrix[0, n, m, 0] = x
                         matrix[0, n, m, 1] = -y
-                pairs(matrix, rows, padded, has_zero, smoothing, value, slope)
+                pairs(
+                    matrix,
+                    rows,
+                    columns_of_grid,
+                    halves,
+                    has_zero,
+                    work,
+                    spare,
+                    smoothing,
+                    value,
+                    slope,
+                )
                 lags[:] = zero
                 for m in range(size):
                     lags[0] += matrix[0, m, m, 0]
