@@ -505,7 +505,7 @@ def _check_sizes(
         steps = [2 * count for _, count in config["stages"]]
         if len(weights["entry.weight"]) != config["width"]:
             raise ValueError(f"width {config['width']} is not the file's")
-        if [len(weights[f"tempo.{stage}"]) for stage in range(len(steps))] != steps:
+        if [len(weights[f"pace.{stage}.weight"]) for stage in range(len(steps))] != steps:
             raise ValueError(f"stages {config['stages']} are not the file's")
         return
     for layer, size in enumerate(config["hidden_sizes"] or ()):

@@ -21,7 +21,7 @@ from isac_gym.files import write_atomically
 __all__ = ["read_archive", "read_kind", "write_archive"]
 
 _FORMAT = "isac-gym agent"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _META = "agent.json"
 _TENSORS = "tensors.safetensors"
 _LARGEST = 2**31

@@ -65,13 +65,12 @@ class _UserLayer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.message = nn.Linear(width, width, bias=False)
-        self.gate = nn.Linear(_EDGE_WIDTH, width)
         self.inner = nn.Linear(2 * width + _USER_FEATURES, 2 * width)
         self.outer = nn.Linear(2 * width, width)
 
-    def forward(self, state: Tensor, edges: Tensor, features: Tensor) -> Tensor:
-        """New states (..., K, d) from states, edges (..., K, K, e) and features (..., K, u)."""
-        sent = _linear(self.gate, edges) * _linear(self.message, state).unsqueeze(-3)
+    def forward(self, state: Tensor, gates: Tensor, features: Tensor) -> Tensor:
+        """New states (..., K, d) from states, gates (..., K, K, d) and features (..., K, u)."""
+        sent = gates * _linear(self.message, state).unsqueeze(-3)
         summed, compared = sent.tensor_split(2, dim=-1)
         # What interferes adds up; who matters most is a comparison.
         heard = [summed.sum(-2) / 5.0, compared.amax(-2)]
@@ -115,13 +114,14 @@ class UnfoldedPolicy(nn.Module):
             nn.Linear(2 * _EDGE_WIDTH, _EDGE_WIDTH),
         )
         self.entry = nn.Linear(_USER_FEATURES, width)
-        # One layer before each stage, and one before the last precoder.
+        # One layer before each stage, and one before the last precoder; the gates of all at once.
+        self.gates = nn.Linear(_EDGE_WIDTH, width * (len(stages) + 1))
         self.layers = nn.ModuleList(_UserLayer(width) for _ in range(len(stages) + 1))
         # Power, dual power and the correction of the slope of every user.
         self.settings = nn.ModuleList(nn.Linear(width, 3) for _ in range(len(stages) + 1))
         self.pace = nn.ModuleList(nn.Linear(width, 2 * steps) for steps in self.steps)
-        # Logarithm of the length, and momentum, of every step.
-        self.tempo = nn.ParameterList(torch.zeros(2 * steps) for steps in self.steps)
+        # Logarithms of the lengths, and momenta, of the steps of every stage.
+        self.tempo = nn.Parameter(torch.zeros(2 * sum(self.steps)))
         self.log_softness = nn.Parameter(torch.zeros(len(stages)))
         self.access = nn.Linear(width, 1) if scenario.scheduling == "contention" else None
         self.register_buffer("best_streams", system.best_streams(), persistent=False)
@@ -174,15 +174,24 @@ class UnfoldedPolicy(nn.Module):
         features = _UserFeatures(
             downlink, scenario.radar_power / scenario.num_radar_antennas, price
         )
-        edges = self.edges(_edge_features(downlink))
+        gates = self.gates(self.edges(_edge_features(downlink))).chunk(len(self.layers), -1)
 
         streams = before = self._start(len(own))
         received = radar_interference(radar, streams)
         state = self.entry(features.at(received))
+        tempos = (_SCALAR_PACE * self.tempo).split([2 * steps for steps in self.steps])
+        softness = (self._softness * torch.exp(_SCALAR_PACE * self.log_softness)).unbind()
         stages = range(len(self.steps)) if scenario.radar == "learned" else ()
         for number in stages:
-            state = self.layers[number](state, edges, features.at(received))
-            controls = self._controls(number, state, price)
+            state = self.layers[number](state, gates[number], features.at(received))
+            controls = StageControls(
+                outputs=_linear(self.settings[number], state),
+                tempo=_linear(self.pace[number], state.mean(-2)) + tempos[number],
+                price=price,
+                length=scenario.num_radar_antennas / 3.0,
+                largest_correction=_LARGEST_CORRECTION,
+                smoothing=softness[number],
+            )
             streams, before, received = advance(
                 self._sensing[number],
                 downlink,
@@ -192,7 +201,7 @@ class UnfoldedPolicy(nn.Module):
                 received,
                 scenario.radar_power,
             )
-        state = self.layers[-1](state, edges, features.at(received))
+        state = self.layers[-1](state, gates[-1], features.at(received))
         power, dual, _ = _linear(self.settings[-1], state).unbind(-1)
 
         # The root of a softmax, formed so that its gradient is finite where a power vanishes.
@@ -211,18 +220,6 @@ class UnfoldedPolicy(nn.Module):
         directions = rzf_directions(comm, loading, scenario.num_users)
         precoders = directions * amplitudes.unsqueeze(-2)
         return codec.encode(precoders=precoders, streams=streams, access=access, check=False)
-
-    def _controls(self, number: int, state: Tensor, price: Tensor) -> StageControls:
-        """What the network sets in a stage, from the states of the users (n, J, K, d)."""
-        pace = _linear(self.pace[number], state.sum(-2) / state.shape[-2])
-        return StageControls(
-            outputs=_linear(self.settings[number], state),
-            tempo=pace + _SCALAR_PACE * self.tempo[number],
-            price=price,
-            length=self.system.scenario.num_radar_antennas / 3.0,
-            largest_correction=_LARGEST_CORRECTION,
-            smoothing=self._softness * torch.exp(_SCALAR_PACE * self.log_softness[number]),
-        )
 
     def output_layers(self) -> list[nn.Linear]:
         """The layers whose outputs are the numbers in the formulas."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -26,6 +27,16 @@ __all__ = ["CompiledPairs", "pair_loop"]
 _LANES = 16
 _ROWS = 8
 """Directions whose weights are folded into the gradient at once; a divisor of the lanes."""
+
+
+class _Scratch(threading.local):
+    """What loops work on, by size: a thread's own."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, int, bool], tuple[Floats, Floats]] = {}
+
+
+_SCRATCH = _Scratch()
 
 
 class CompiledPairs:
@@ -66,14 +77,18 @@ class CompiledPairs:
         return self._tables
 
     def scratch(self, want_gradient: bool = True) -> tuple[Floats, Floats]:
-        """What a call of the loop works on, to be used by one thread at a time."""
+        """What a call of the loop works on: for this thread, until it asks again."""
         size, _, half = self.key
-        _, padded = _widths(size, half)
-        *_, weights, _, end = _places(size, half)
-        work = _aligned(end if want_gradient else weights)
-        columns = self._tables[1].ravel()
-        work[: len(columns)] = columns
-        return work, _aligned(4 * padded + 2 * size * (padded + size))
+        found = _SCRATCH.held.get((size, half, want_gradient))
+        if found is None:
+            _, padded = _widths(size, half)
+            *_, weights, _, end = _places(size, half)
+            work = _aligned(end if want_gradient else weights)
+            found = work, _aligned(4 * padded + 2 * size * (padded + size))
+            _SCRATCH.held[size, half, want_gradient] = found
+        columns = self._tables[1]
+        found[0][: columns.size] = columns.ravel()
+        return found
 
     def kernel(self, want_gradient: bool) -> Callable[..., None]:
         """The compiled loop."""

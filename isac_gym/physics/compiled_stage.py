@@ -150,6 +150,7 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
     softmax = register_jitable(error_model="numpy")(_softmax)
     invert = register_jitable(error_model="numpy")(_invert)
     log2 = float(np.log(2.0))
+    lanes, rows_padded = columns + -columns % 8, size + -size % 8
 
     def kernel(
         first: int,
@@ -186,10 +187,12 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
         half = np.float32(0.5)
         one = np.float32(1.0)
         tiny = np.float32(1e-12)
-        now = np.empty((2, size, columns), np.float32)
-        then = np.empty((2, size, columns), np.float32)
-        moved = np.empty((2, size, columns), np.float32)
+        now = np.zeros((2, size, lanes), np.float32)
+        then = np.zeros((2, size, lanes), np.float32)
+        moved = np.zeros((2, size, lanes), np.float32)
+        turned = np.zeros((2, columns, rows_padded), np.float32)
         matrix = np.empty((1, size, size, 2), np.float32)
+        product = np.empty((size, rows_padded, 2), np.float32)
         slope = np.empty((1, size, size, 2), np.float32)
         value = np.empty(1, np.float32)
         lags = np.empty(2 * size - 1, np.float32)
@@ -281,16 +284,20 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                     then[0, m, c] = before[b, m, c, 0]
                     then[1, m, c] = before[b, m, c, 1]
             for step in range(steps):
+                # R = VVᴴ.
                 for m in range(size):
-                    for n in range(m + 1):
+                    for c in range(columns):
+                        turned[0, c, m] = now[0, m, c]
+                        turned[1, c, m] = now[1, m, c]
+                for m in range(size):
+                    for n in range(rows_padded):
                         x = y = zero
                         for c in range(columns):
-                            x += now[0, m, c] * now[0, n, c] + now[1, m, c] * now[1, n, c]
-                            y += now[1, m, c] * now[0, n, c] - now[0, m, c] * now[1, n, c]
-                        matrix[0, m, n, 0] = x
-                        matrix[0, m, n, 1] = y
-                        matrix[0, n, m, 0] = x
-                        matrix[0, n, m, 1] = -y
+                            x += now[0, m, c] * turned[0, c, n] + now[1, m, c] * turned[1, c, n]
+                            y += now[1, m, c] * turned[0, c, n] - now[0, m, c] * turned[1, c, n]
+                        product[m, n, 0] = x
+                        product[m, n, 1] = y
+                matrix[0] = product[:, :size]
                 pairs(
                     matrix,
                     rows,
@@ -339,31 +346,36 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                 logarithm = min(max(tempo[b, step], -largest_correction), largest_correction)
                 eta = length * np.exp(logarithm)
                 beta = tempo[b, steps + step]
+                # Columns as the inner loop and whole vectors of them, so that it is vectorised.
                 for m in range(size):
-                    for c in range(columns):
-                        moved[0, m, c] = (one + beta) * now[0, m, c] - beta * then[0, m, c]
-                        moved[1, m, c] = (one + beta) * now[1, m, c] - beta * then[1, m, c]
-                    for n in range(size):
-                        x = eta * gradient[0, m, n]
-                        y = eta * gradient[1, m, n]
-                        for c in range(columns):
-                            moved[0, m, c] -= x * now[0, n, c] - y * now[1, n, c]
-                            moved[1, m, c] -= x * now[1, n, c] + y * now[0, n, c]
+                    for c in range(lanes):
+                        x = y = zero
+                        for n in range(size):
+                            x += gradient[0, m, n] * now[0, n, c] - gradient[1, m, n] * now[1, n, c]
+                            y += gradient[0, m, n] * now[1, n, c] + gradient[1, m, n] * now[0, n, c]
+                        moved[0, m, c] = (
+                            (one + beta) * now[0, m, c] - beta * then[0, m, c] - eta * x
+                        )
+                        moved[1, m, c] = (
+                            (one + beta) * now[1, m, c] - beta * then[1, m, c] - eta * y
+                        )
                 then[:] = now
                 for m in range(size):
-                    now[:, m] = zero
-                    for n in range(size):
-                        x = resolvent[0, m, n]
-                        y = resolvent[1, m, n]
-                        for c in range(columns):
-                            now[0, m, c] += x * moved[0, n, c] - y * moved[1, n, c]
-                            now[1, m, c] += x * moved[1, n, c] + y * moved[0, n, c]
+                    for c in range(lanes):
+                        x = y = zero
+                        for n in range(size):
+                            x += resolvent[0, m, n] * moved[0, n, c]
+                            x -= resolvent[1, m, n] * moved[1, n, c]
+                            y += resolvent[0, m, n] * moved[1, n, c]
+                            y += resolvent[1, m, n] * moved[0, n, c]
+                        now[0, m, c] = x
+                        now[1, m, c] = y
                     row: Any = zero
                     for c in range(columns):
                         row += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
                     row = np.sqrt(row)
                     if row < tiny:
-                        now[0, m] = row_norm / np.sqrt(np.float32(columns))
+                        now[0, m, :columns] = row_norm / np.sqrt(np.float32(columns))
                         now[1, m] = zero
                     else:
                         row = row_norm / row
