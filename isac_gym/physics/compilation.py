@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,13 +61,13 @@ def compile_loop(loop: Callable[..., None]) -> Callable[..., None]:
 
 
 def edition(maker: Callable[..., Callable[..., None]]) -> str:
-    """A digest of the source of a loop, for the names of those of other files that contain it.
+    """A digest of the file that a loop is in, for names of loops in other files that contain it.
 
     Machine code that is kept on the disk is renewed when the file of its own loop changes, not when
     another does.
     """
     try:
-        source = inspect.getsource(maker)
+        source = inspect.getsource(sys.modules[maker.__module__])
     except OSError:  # a frozen application, without sources
         return "unknown"
     return f"{zlib.crc32(source.encode()):08x}"

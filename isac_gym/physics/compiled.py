@@ -247,6 +247,7 @@ def pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callab
                     p[3 * padded + n] = opposite * (y - t)
                 # Whole vectors from the one that holds i on: no remainder loop.
                 start = i // _LANES * _LANES
+                # With three antennas or less only columns of their own let it be vectorised.
                 for step in range(width - start):
                     m = start + step
                     e0 = e1 = e2 = e3 = o0 = o1 = o2 = o3 = zero

@@ -59,7 +59,7 @@ def test_needs_an_increasing_symmetric_grid(monkeypatch: pytest.MonkeyPatch) -> 
     assert not CompiledPairs.supports(angular_grid())
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 11, 12, 16])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 11, 12, 16, 33])
 @pytest.mark.parametrize("spacing", [0.3, 0.5, 0.7, 1.0])
 def test_value_agrees_with_the_direct_formula(size: int, spacing: float) -> None:
     streams = streams_of(size, 2, 2)
@@ -75,7 +75,7 @@ def test_value_agrees_with_the_direct_formula(size: int, spacing: float) -> None
     np.testing.assert_allclose(found.total.flatten(), expected.sum(1), rtol=TOLERANCE, atol=0)
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 11, 12, 33])
 @pytest.mark.parametrize("batch", [1, 3, 40])
 def test_gradient_agrees_with_the_direct_formula(size: int, batch: int) -> None:
     streams = streams_of(size, batch)
@@ -104,6 +104,23 @@ def test_value_is_the_same_with_and_without_gradients() -> None:
     plain = model(streams @ streams.mH).total
     leaf = streams.clone().requires_grad_(True)
     torch.testing.assert_close(model(leaf @ leaf.mH).total.detach(), plain, rtol=1e-5, atol=0)
+
+
+def test_models_of_one_size_do_not_disturb_each_other() -> None:
+    """They work on the same memory in turn; only their arrays differ."""
+    streams = streams_of(5, 2)
+    covariance = single(streams @ np.swapaxes(streams.conj(), -1, -2))
+    models = [SensingModel(5, spacing, TARGETS) for spacing in (0.4, 0.9)]
+    for _ in range(2):
+        for model in models:
+            alone = SensingModel(5, model.spacing, TARGETS)
+            np.testing.assert_array_equal(model(covariance).total, alone(covariance).total)
+            expected = [
+                sum(reference.sensing_loss(R, model.spacing, TARGETS))
+                for R in covariance.to(torch.complex128).numpy()
+            ]
+            np.testing.assert_allclose(model(covariance).total, expected, rtol=TOLERANCE)
+            np.testing.assert_array_equal(gradient_of(model, streams), gradient_of(alone, streams))
 
 
 def test_memory_layout_of_the_input_does_not_matter() -> None:
