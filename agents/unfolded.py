@@ -34,7 +34,7 @@ from isac_gym.system import ISACSystem
 
 __all__ = ["UnfoldedPolicy"]
 
-STAGES: Final = ((6.0, 2), (6.0, 2), (3.0, 3), (3.0, 3))
+STAGES: Final = ((6.0, 4), (6.0, 4), (3.0, 5), (3.0, 5))
 """Stages of the waveform search: spacing of the grid in degrees, and steps."""
 
 _EDGE_FEATURES = 5
