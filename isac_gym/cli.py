@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 import time
@@ -245,7 +246,7 @@ def train(
             tensorboard_log=tensorboard,
             checkpoint=checkpoint,
         )
-        learner.save(output, command=" ".join(["isac-gym", *sys.argv[1:]]))
+        learner.save(output, command=shlex.join(["isac-gym", *sys.argv[1:]]))
     except (*EXPECTED_ERRORS, TrainingError) as error:
         fail(error)
     forget_checkpoint(checkpoint)
