@@ -145,10 +145,11 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
     """The stage for V with ``size`` rows and ``columns`` columns, on the grid of ``key``."""
     from numba.extending import register_jitable
 
-    # Not compiled by themselves, so that what is made of them can be kept on the disk.
-    pairs = register_jitable(**compiler_options())(pair_loop(*key, True))
-    softmax = register_jitable(error_model="numpy")(_softmax)
-    invert = register_jitable(error_model="numpy")(_invert)
+    # Not compiled by themselves, so that what is made of them can be kept on the disk; and inlined:
+    # a process that compiles would call copies that round differently from those that are kept.
+    pairs = register_jitable(**compiler_options(), forceinline=True)(pair_loop(*key, True))
+    softmax = register_jitable(error_model="numpy", forceinline=True)(_softmax)
+    invert = register_jitable(error_model="numpy", forceinline=True)(_invert)
     log2 = float(np.log(2.0))
     lanes, rows_padded = columns + -columns % 8, size + -size % 8
 
