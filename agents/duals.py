@@ -55,26 +55,21 @@ class DualVariables:
     num_cells: InitVar[int]
     step_size: float
     _: KW_ONLY
-    initial: InitVar[Mapping[str, float] | None] = None
+    initial: Mapping[str, float] | None = None
     points: int | None = None
-    device: InitVar[torch.device | str] = "cpu"
+    device: torch.device | str = "cpu"
 
-    def __post_init__(
-        self,
-        names: Sequence[str],
-        num_cells: int,
-        initial: Mapping[str, float] | None,
-        device: torch.device | str,
-    ) -> None:
+    def __post_init__(self, names: Sequence[str], num_cells: int) -> None:
         self.step_size = real("step_size", self.step_size, "a finite number > 0", lambda x: x > 0)
         shape = (num_cells,) if self.points is None else (self.points, num_cells)
-        given = dict(initial or {})
+        given = dict(self.initial or {})
         for name, value in given.items():
             if name not in names:
                 raise ValueError(f"initial must name constraints of {list(names)}, got {name!r}")
             real(f"initial[{name!r}]", value, "a finite number >= 0", lambda x: x >= 0)
         self.values = {
-            name: torch.full(shape, float(given.get(name, 0.0)), device=device) for name in names
+            name: torch.full(shape, float(given.get(name, 0.0)), device=self.device)
+            for name in names
         }
         self._begin()
 

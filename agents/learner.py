@@ -25,7 +25,7 @@ from isac_gym.agents.losses import TrainingLoss
 from isac_gym.agents.networks import DirectPolicy, ModelBasedPolicy
 from isac_gym.agents.pretrained import pretrained_path
 from isac_gym.agents.serialization import read_archive, write_archive
-from isac_gym.agents.trainer import Callback, TrainingSettings, reporting, train
+from isac_gym.agents.trainer import Callback, TrainingSettings, check_checkpoint, reporting, train
 from isac_gym.agents.unfolded import UnfoldedPolicy
 from isac_gym.channels import ChannelModel, ChannelProcess
 from isac_gym.policy import SystemPolicy
@@ -33,12 +33,7 @@ from isac_gym.scenario import Scenario
 from isac_gym.system import ISACSystem, system_of, torch_device
 from isac_gym.validation import integer
 
-__all__ = ["LearningAgent", "beside", "forget_checkpoint"]
-
-SOURCE: Final = "source.zip"
-"""Ending of the checkpoint of a training that comes before, beside that of the training."""
-LABELS: Final = "labels"
-"""Ending of the folder of generated labels, beside the checkpoint of the training."""
+__all__ = ["LearningAgent"]
 
 _Self = TypeVar("_Self", bound="LearningAgent")
 
@@ -128,6 +123,7 @@ class LearningAgent(SystemPolicy):
             device=self.system.device,
         )
         self._calibrated: Tensor | None = None
+        self._beside: set[Path] = set()
 
     @property
     def channel_model(self) -> ChannelModel:
@@ -152,7 +148,25 @@ class LearningAgent(SystemPolicy):
         return kind(self.system, sizes, self._generator)
 
     def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
-        """Whatever has to be there before the training; kept :func:`beside` its checkpoint."""
+        """Whatever has to be there before the training.
+
+        What it keeps beside the checkpoint it adds to ``_beside``.
+        """
+
+    def forget_checkpoint(self, checkpoint: Path) -> None:
+        """Remove the checkpoint of a training that :meth:`learn` has ended.
+
+        Args:
+            checkpoint: The file; what this agent's training kept beside it goes as well, and
+                nothing else.
+        """
+        checkpoint.unlink(missing_ok=True)
+        for path in self._beside:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self._beside.clear()
 
     @abstractmethod
     def _loss(self) -> TrainingLoss:
@@ -210,8 +224,11 @@ class LearningAgent(SystemPolicy):
         )
         with reporting(progress_bar, tensorboard_log, callback, self.title) as report:
             path = None if checkpoint is None else Path(checkpoint)
+            if path is not None:
+                check_checkpoint(path, LearningAgent._identity(self))
             self._prepare(progress_bar, path, checkpoint_every)
             loss = self._loss()
+            report.begin()
             self._calibrated = None  # the policy meets the multipliers of the training
             train(
                 self.network,
@@ -391,9 +408,9 @@ class LearningAgent(SystemPolicy):
             config = AgentConfig(**meta["config"]).to_dict()
             if set(meta["config"]) != set(config):
                 raise ValueError(f"config must have the fields {sorted(config)}")
-            options = meta.get("options", {})  # there were none once
-            if not isinstance(options, dict) or not set(options) <= set(cls.saved_options):
-                raise ValueError(f"options must be of {sorted(cls.saved_options)}")
+            options = meta["options"]
+            if not isinstance(options, dict) or set(options) != set(cls.saved_options):
+                raise ValueError(f"options must be {sorted(cls.saved_options)}")
             seed = integer("seed", meta["seed"], 0)
             scenario = Scenario.from_dict(meta["scenario"])
             if not isinstance(meta["channel_model"], str):
@@ -414,7 +431,10 @@ class LearningAgent(SystemPolicy):
         )
         if not kept:
             config |= {"snr_range_db": None, "threshold_range": None}
-        agent = cls(env, "paper", seed=seed, device=device, **options, **config)
+        try:
+            agent = cls(env, "paper", seed=seed, device=device, **options, **config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
         agent.title = f"{cls.kind}, loaded"
         flexible = isinstance(agent.network, UnfoldedPolicy)
         for name in _KINDS if flexible else (*_KINDS, *_DIMENSIONS):
@@ -464,18 +484,6 @@ def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     # One is now also what threads made later begin with. Setting it back would make a training
     # three times slower: its backward thread would have a team of its own, spinning beside.
     return pool
-
-
-def beside(checkpoint: Path, what: str) -> Path:
-    """Where a training keeps something else than its own state."""
-    return checkpoint.with_suffix(f".{what}")
-
-
-def forget_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint and what its training keeps beside it."""
-    for path in (checkpoint, beside(checkpoint, SOURCE)):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(beside(checkpoint, LABELS), ignore_errors=True)
 
 
 def _described(model: ChannelModel) -> str:

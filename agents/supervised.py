@@ -5,24 +5,38 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Final
 
 import torch
 
-from isac_gym.agents.learner import LABELS, LearningAgent, beside
+from isac_gym.agents.learner import LearningAgent
 from isac_gym.agents.losses import Imitation, TrainingLoss
+from isac_gym.agents.trainer import CheckpointError
 from isac_gym.labels import Labels, generate_labels, load_labels
 from isac_gym.policy import REGISTRY, make_agent
 from isac_gym.scenario import Scenario
-from isac_gym.validation import integer
+from isac_gym.validation import integer, not_allowed
 
 __all__ = ["Supervised"]
 
 _SHARD: Final = 256
 """Labels a file: what a killed generation loses, and how often its progress shows."""
+
+
+@contextmanager
+def _of_this_training(folder: Path) -> Iterator[None]:
+    """Errors of the labels beside a checkpoint, as of the checkpoint itself."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: labels must be of this training ({error}); delete them to start anew, or "
+            "choose another place for the checkpoint"
+        ) from error
 
 
 class Supervised(LearningAgent):
@@ -77,6 +91,10 @@ class Supervised(LearningAgent):
             raise ValueError(f"reference must be one of {allowed}, got {reference!r}")
         self.label_count = integer("label_count", label_count, 1)
         self.labels = load_labels(labels) if isinstance(labels, (str, Path)) else labels
+        if self.labels is not None:
+            made_by = self.labels.manifest.get("agent")
+            self.reference = made_by if made_by in allowed else default
+            self.label_count = len(self.labels)
         if self.labels is not None and "scenario" in self.labels.manifest:
             made_for = Scenario.from_dict(self.labels.manifest["scenario"])
             for field in dataclasses.fields(Scenario):
@@ -106,7 +124,10 @@ class Supervised(LearningAgent):
             if checkpoint is None:
                 folder = Path(stack.enter_context(TemporaryDirectory()))
             else:
-                folder = beside(checkpoint, LABELS)
+                folder = checkpoint.with_suffix(".labels")
+                stack.enter_context(_of_this_training(folder))
+                self._check_beside(folder)
+                self._beside.add(folder)
             columns = ("{task.description}", BarColumn(20), MofNCompleteColumn())
             bar = stack.enter_context(Progress(*columns, disable=not progress_bar))
             task = bar.add_task(f"{self.title}: labels", total=self.label_count)
@@ -121,6 +142,14 @@ class Supervised(LearningAgent):
                 callback=lambda done: bar.update(task, completed=done),
             )
             self.labels = load_labels(folder)
+
+    def _check_beside(self, folder: Path) -> None:
+        """Refuse labels of another number; of whatever else they are, their generation sees."""
+        manifest = folder / "manifest.json"
+        if manifest.exists():
+            count = json.loads(manifest.read_text(encoding="utf-8"))["count"]
+            if count != self.label_count:
+                raise not_allowed("label_count", self.label_count, f"{count}, as there are")
 
     def _loss(self) -> TrainingLoss:
         assert self.labels is not None

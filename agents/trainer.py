@@ -30,6 +30,7 @@ __all__ = [
     "TrainingError",
     "TrainingProgress",
     "TrainingSettings",
+    "check_checkpoint",
     "reporting",
     "train",
 ]
@@ -263,12 +264,25 @@ def _save(
     write_archive(path, meta, tensors)
 
 
-def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> tuple[int, bool]:
-    try:
-        meta, tensors = read_archive(path, _CHECKPOINT)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    saved, own = meta.get("identity", {}), described["identity"]
+def check_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another training before anything is done for this one.
+
+    Args:
+        path: The checkpoint; it need not exist.
+        identity: Some of what tells this training from others.
+
+    Raises:
+        CheckpointError: If it is damaged, or of another training.
+    """
+    if path.exists():
+        try:
+            meta, _ = read_archive(path, _CHECKPOINT)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        _refuse_another(path, meta.get("identity", {}), identity)
+
+
+def _refuse_another(path: str | Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     differing = [key for key in own if saved.get(key) != own[key]]
     if differing:
         raise CheckpointError(
@@ -276,6 +290,13 @@ def _restore(path: str | Path, described: dict[str, Any], training: _Training) -
             f"{', '.join(differing)}; delete it to start anew, or choose another place"
         )
 
+
+def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> tuple[int, bool]:
+    try:
+        meta, tensors = read_archive(path, _CHECKPOINT)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    _refuse_another(path, meta.get("identity", {}), described["identity"])
     if training.callback is not None:
         try:
             training.callback.load_state_dict(meta.get("callback", {}))
@@ -310,7 +331,7 @@ def _restore(path: str | Path, described: dict[str, Any], training: _Training) -
 @contextmanager
 def reporting(
     progress_bar: bool, tensorboard_log: str | Path | None, callback: Callback | None, title: str
-) -> Iterator[Callback]:
+) -> Iterator[Reporting]:
     """A callback that shows a progress bar, logs to TensorBoard and calls the user's callback.
 
     Args:
@@ -348,7 +369,6 @@ def reporting(
                 multiplier = progress.multipliers.get(name, 0.0)
                 if value > 1e-6 or multiplier > 0.0:
                     state += f", {name} {value:+.1%} (λ {multiplier:.2g})"
-            bar.start()  # not before: what comes before the training has a bar of its own
             bar.update(task, total=progress.iterations, completed=progress.iteration, state=state)
         if writer is not None and (last or progress.iteration % 10 == 0):
             scalars = {
@@ -362,7 +382,7 @@ def reporting(
                 writer.add_scalar(f"train/{name}", value, progress.iteration)
 
     try:
-        yield _Reporting(show, callback)
+        yield Reporting(show, callback, lambda: None if bar is None else bar.start())
     finally:
         if bar is not None:
             bar.stop()
@@ -370,11 +390,22 @@ def reporting(
             writer.close()
 
 
-class _Reporting:
-    """Shows the progress, then calls the user's callback, whose state it passes on."""
+class Reporting:
+    """Shows the progress, then calls the user's callback, whose state it passes on.
 
-    def __init__(self, show: Callable[[TrainingProgress], None], callback: Callback | None) -> None:
-        self._show, self._callback = show, callback
+    Args:
+        show: Shows it.
+        callback: The user's callback, or None.
+        begin: Shows the bar: not before, since what precedes a training has a bar of its own.
+    """
+
+    def __init__(
+        self,
+        show: Callable[[TrainingProgress], None],
+        callback: Callback | None,
+        begin: Callable[[], None],
+    ) -> None:
+        self._show, self._callback, self.begin = show, callback, begin
 
     def __call__(self, progress: TrainingProgress) -> bool | None:
         self._show(progress)

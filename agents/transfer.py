@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 
-from isac_gym.agents.learner import SOURCE, beside
 from isac_gym.agents.primal_dual import PrimalDual
 from isac_gym.validation import not_allowed
 
@@ -173,10 +172,12 @@ class TransferBeamforming(PrimalDual):
                 **self._settings,
             )
             agent.title = f"{self.title}: power control"
+            own = None
+            if checkpoint is not None:
+                own = checkpoint.with_suffix(".source.zip")
+                self._beside.add(own)
             agent.learn(
-                progress_bar=progress_bar,
-                checkpoint=None if checkpoint is None else beside(checkpoint, SOURCE),
-                checkpoint_every=checkpoint_every,
+                progress_bar=progress_bar, checkpoint=own, checkpoint_every=checkpoint_every
             )
             self.take_over(agent)
         self._freeze()

@@ -107,7 +107,7 @@ def compare(
     Writes compare.csv, compare.json (with settings and versions) and compare.png. A run that was
     killed before its results were written goes on from its checkpoints.
     """
-    from isac_gym.agents.learner import forget_checkpoint
+    from isac_gym.agents.learner import LearningAgent
     from isac_gym.evaluation import AgentError, AgentResult
     from isac_gym.evaluation import compare as compare_agents
     from isac_gym.plotting import comparison_figure, save_figure
@@ -132,7 +132,7 @@ def compare(
         names.remove("equal-power")  # "mrt" is the same
     names += [name for name in agent or [] if name not in names]
     agents: dict[str, Any] = {}
-    checkpoints: list[Path | None] = []
+    checkpoints: list[tuple[Any, Path]] = []
     try:
         for name in names:
             made = _agent_if_possible(name, env, seed, asked_for=name in (agent or []))
@@ -145,7 +145,9 @@ def compare(
         fail(error)
     for name, made in agents.items():
         if (name not in REGISTRY or REGISTRY[name].learns) and not is_file(name):
-            checkpoints.append(_train(made, name, output))
+            checkpoint = _train(made, name, output)
+            if checkpoint is not None:
+                checkpoints.append((made, checkpoint))
     try:
         waiting = iter(agents)
         with console.status(f"evaluating {next(waiting)}") as status:
@@ -171,8 +173,11 @@ def compare(
         save_figure(comparison_figure(comparison, system_of(env)), output / "compare.png")
     except OSError as error:
         fail(error)
-    for checkpoint in filter(None, checkpoints):
-        forget_checkpoint(checkpoint)
+    for made, checkpoint in checkpoints:
+        if isinstance(made, LearningAgent):
+            made.forget_checkpoint(checkpoint)
+        else:
+            checkpoint.unlink(missing_ok=True)
     print_files(output, "compare", 132)
 
 
@@ -216,7 +221,6 @@ def train(
     those whose constraints hold, or the least violation while none does.
     """
     from isac_gym.agents.callbacks import EvaluationCallback, StopOnConvergence
-    from isac_gym.agents.learner import forget_checkpoint
     from isac_gym.agents.trainer import TrainingError
     from isac_gym.policy import REGISTRY, make_agent
 
@@ -234,6 +238,8 @@ def train(
         output.parent.mkdir(parents=True, exist_ok=True)
         options = parse_assignments("--agent-set", agent_settings)
         if iterations is not None:
+            if "iterations" in options:
+                fail("--iterations and -a iterations= must not both be given")
             options["iterations"] = iterations
         learner: Any = make_agent(name, env, seed=seed, device=device, **options)
         callback = None
@@ -249,7 +255,7 @@ def train(
         learner.save(output, command=shlex.join(["isac-gym", *sys.argv[1:]]))
     except (*EXPECTED_ERRORS, TrainingError) as error:
         fail(error)
-    forget_checkpoint(checkpoint)
+    learner.forget_checkpoint(checkpoint)
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)

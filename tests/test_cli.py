@@ -323,6 +323,10 @@ SET = settings_of()
         (("train", "mrt", *SET), ["mrt", "primal-dual"]),
         (("train", "primal-dual", "--iterations", "0", *SET), ["--iterations"]),
         (("train", "primal-dual", "--scenario", "nosuch"), ["nosuch"]),
+        (
+            ("train", "primal-dual", "--iterations", "2", "-a", "iterations=5", *SET),
+            ["--iterations", "-a iterations="],
+        ),
         (("train", "primal-dual-paper", "--seed", "-1", *SET), ["seed"]),
         (("evaluate", "nosuch", *SET), ["nosuch"]),
         (("evaluate", "missing.zip", *SET), ["missing.zip"]),

@@ -34,7 +34,7 @@ class _Curve:
 
     def reached(self) -> tuple[float, float, float]:
         """Final rate, and iterations and seconds after which 95 % of it is never left again."""
-        final = float(np.mean(self.rates[-3:]))
+        final = float(np.mean(self.rates[1:][-3:]))  # the first is that of the untrained agent
         below = [place for place, rate in enumerate(self.rates) if rate < _SHARE * final]
         first = below[-1] + 1 if below else 0
         first = min(first, len(self.rates) - 1)

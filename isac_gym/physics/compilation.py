@@ -25,6 +25,7 @@ __all__ = [
     "matrices_of",
     "named",
     "share_out",
+    "whole_vectors",
 ]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -43,9 +44,13 @@ def named(loop: Callable[..., None], *parts: str | int) -> Callable[..., None]:
     """Give a loop a name of its own for its constants.
 
     Machine code that is kept on the disk is linked by name: two loops of one name, compiled in
-    different processes, would be taken for each other in a third.
+    different processes, would be taken for each other in a third. Other options make another name.
     """
-    loop.__name__ = loop.__qualname__ = "_".join(map(str, parts))
+    options = {
+        name: str(sorted(value)) if isinstance(value, set) else value
+        for name, value in compiler_options().items()
+    }
+    loop.__name__ = loop.__qualname__ = "_".join(map(str, (*parts, _digest(repr(options)))))
     return loop
 
 
@@ -70,7 +75,16 @@ def edition(maker: Callable[..., Callable[..., None]]) -> str:
         source = inspect.getsource(sys.modules[maker.__module__])
     except OSError:  # a frozen application, without sources
         return "unknown"
-    return f"{zlib.crc32(source.encode()):08x}"
+    return _digest(source)
+
+
+def whole_vectors(length: int, lanes: int = 8) -> int:
+    """The length, padded to a multiple of the lanes."""
+    return length + -length % lanes
+
+
+def _digest(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def share_out(run: Callable[[int, int], None], count: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isac_gym.physics.compilation import Floats, compile_loop, named, share_out
+from isac_gym.physics.compilation import Floats, compile_loop, named, share_out, whole_vectors
 from isac_gym.physics.steering import centred_real_steering
 
 __all__ = ["CompiledPairs", "pair_loop"]
@@ -27,6 +27,9 @@ __all__ = ["CompiledPairs", "pair_loop"]
 _LANES = 16
 _ROWS = 8
 """Directions whose weights are folded into the gradient at once; a divisor of the lanes."""
+
+
+_MOST_HELD = 32
 
 
 class _Scratch(threading.local):
@@ -85,6 +88,8 @@ class CompiledPairs:
             *_, weights, _, end = _places(size, half)
             work = _aligned(end if want_gradient else weights)
             found = work, _aligned(4 * padded + 2 * size * (padded + size))
+            if len(_SCRATCH.held) == _MOST_HELD:
+                _SCRATCH.held.clear()
             _SCRATCH.held[size, half, want_gradient] = found
         columns = self._tables[1]
         found[0][: columns.size] = columns.ravel()
@@ -142,7 +147,7 @@ def _kernel(size: int, cosines: int, half: int, want_gradient: bool) -> Callable
 
 def _widths(size: int, half: int) -> tuple[int, int]:
     """Angles and antennas, padded to whole vectors."""
-    return half + -half % _LANES, size + -size % 8
+    return whole_vectors(half, _LANES), whole_vectors(size)
 
 
 def _aligned(length: int) -> Floats:
@@ -190,7 +195,8 @@ def pair_loop(size: int, cosines: int, half: int, want_gradient: bool) -> Callab
         zero = np.float32(0.0)
         one = np.float32(1.0)
         # Keeps the weight of a vanishing magnitude finite. Above the smallest normal number, so
-        # that a magnitude whose square underflows has a weight of at most 1.
+        # that a magnitude whose square underflows has a weight of at most 1. Magnitudes below
+        # about 1e-18 W come out too small.
         tiny = np.float32(4e-38)
         # Row vectors ãᵀQᴴRQ for +θ (real, imaginary) and -θ.
         p = spare[: 4 * padded]

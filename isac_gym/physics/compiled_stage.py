@@ -22,6 +22,7 @@ from isac_gym.physics.compilation import (
     matrices_of,
     named,
     share_out,
+    whole_vectors,
 )
 from isac_gym.physics.compiled import CompiledPairs, pair_loop
 
@@ -151,7 +152,7 @@ def _stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
     softmax = register_jitable(error_model="numpy", forceinline=True)(_softmax)
     invert = register_jitable(error_model="numpy", forceinline=True)(_invert)
     log2 = float(np.log(2.0))
-    lanes, rows_padded = columns + -columns % 8, size + -size % 8
+    lanes, rows_padded = whole_vectors(columns), whole_vectors(size)
 
     def kernel(
         first: int,

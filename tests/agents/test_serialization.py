@@ -224,6 +224,7 @@ TAMPERINGS: dict[str, Callable[[dict[str, bytes]], Any]] = {
     "hidden sizes": changed_meta(lambda meta: meta["config"].update(hidden_sizes=[7])),
     "hidden type": changed_meta(lambda meta: meta["config"].update(hidden_sizes=7)),
     "options of another kind": changed_meta(lambda meta: meta.update(options={"unfreeze": True})),
+    "options missing": changed_meta(lambda meta: meta.pop("options") and None),
     "options are a list": changed_meta(lambda meta: meta.update(options=["seed"])),
     "seed missing": changed_meta(lambda meta: [meta.pop("seed"), None][1]),
     "seed": changed_meta(lambda meta: meta.update(seed="three")),

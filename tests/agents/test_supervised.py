@@ -15,8 +15,8 @@ from small_agents import ARCHITECTURES, make, quick, same, weights
 from torch import Tensor, nn
 
 from isac_gym.agents import NoDual, PrimalDual, Supervised
-from isac_gym.agents.learner import forget_checkpoint
 from isac_gym.agents.losses import Imitation, LossValue
+from isac_gym.agents.serialization import read_archive, write_archive
 from isac_gym.agents.trainer import CheckpointError, TrainingProgress
 from isac_gym.baselines import MRT, WMMSE, EqualPower
 from isac_gym.evaluation import compare
@@ -376,8 +376,109 @@ def test_generated_labels_outlive_a_killed_training(tmp_path: Path) -> None:
     assert same(resumed, whole)
     assert [shard.stat().st_mtime_ns for shard in (shards[0], shards[2])] == written
     assert shards[1].read_bytes() == lost
-    forget_checkpoint(checkpoint)
+    resumed.forget_checkpoint(checkpoint)
     assert list(tmp_path.iterdir()) == []
+
+
+def killed(env: Any, checkpoint: Path, **options: Any) -> None:
+    """Leaves a checkpoint and labels behind."""
+
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.iteration == 3:
+            raise KeyboardInterrupt
+
+    agent = quick(env, Supervised, reference="mrt", **options)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(5, callback=interrupt, checkpoint=checkpoint, checkpoint_every=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"label_count": 11}, "label_count must be 10"),
+        ({"label_count": 9}, "label_count must be 10"),
+        ({"reference": "zf"}, "agent='mrt'"),
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 4}, "config"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_another_supervised_training_is_refused_and_changes_nothing(
+    tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    env, checkpoint = make(), tmp_path / "training.zip"
+    killed(env, checkpoint, label_count=10)
+    content = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = quick(env, Supervised, **{"reference": "mrt", "label_count": 10, **change})
+    with pytest.raises(CheckpointError, match=name):
+        other.learn(5, checkpoint=checkpoint)
+    assert {path: path.read_bytes() for path in content} == content
+    resumed = quick(env, Supervised, reference="mrt", label_count=10)
+    resumed.learn(5, checkpoint=checkpoint)
+    assert same(resumed, quick(env, Supervised, reference="mrt", label_count=10).learn(5))
+
+
+def test_a_foreign_checkpoint_is_refused_before_labels_are_made(tmp_path: Path) -> None:
+    env, checkpoint = make(), tmp_path / "training.zip"
+    quick(env).learn(2, checkpoint=checkpoint)
+    with pytest.raises(CheckpointError, match=r"another agent\b"):
+        quick(env, Supervised, reference="mrt").learn(2, checkpoint=checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["training.zip"]
+
+
+def test_damaged_labels_beside_a_checkpoint_are_named(tmp_path: Path) -> None:
+    env, checkpoint = make(), tmp_path / "training.zip"
+    killed(env, checkpoint, label_count=10)
+    shard = next((tmp_path / "training.labels").glob("*.npz"))
+    shard.write_bytes(shard.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=rf"{shard.name}.*delete them to start anew"):
+        quick(env, Supervised, reference="mrt", label_count=10).learn(5, checkpoint=checkpoint)
+
+
+def test_only_what_a_training_made_is_removed(tmp_path: Path) -> None:
+    """Neither another training's labels, nor given ones, wherever they are."""
+    env, checkpoint = make(), tmp_path / "training.zip"
+    killed(env, checkpoint, label_count=10)
+    checkpoint.unlink()
+    plain = quick(env).learn(2, checkpoint=checkpoint)
+    plain.forget_checkpoint(checkpoint)
+    assert len(load_labels(tmp_path / "training.labels")) == 10
+    given = quick(env, Supervised, labels=tmp_path / "training.labels")
+    given.learn(2, checkpoint=checkpoint)
+    given.forget_checkpoint(checkpoint)
+    assert len(load_labels(tmp_path / "training.labels")) == 10
+    assert not checkpoint.exists()
+
+
+def test_where_given_labels_come_from_is_saved(tmp_path: Path) -> None:
+    labels = labels_for(make(), tmp_path / "labels", 12)
+    quick(make(), Supervised, labels=labels, reference="zf").save(tmp_path / "agent.zip")
+    loaded = Supervised.load(tmp_path / "agent.zip")
+    assert (loaded.reference, loaded.label_count) == ("mrt", 12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reference": "zf", "label_count": "seven"},
+        {"reference": "zf", "label_count": -1},
+        {"reference": "no-such", "label_count": 7},
+        {"reference": ["zf"], "label_count": 7},
+        {"reference": "zf"},
+        {},
+        None,
+    ],
+    ids=str,
+)
+def test_tampered_options_are_refused_by_name(tmp_path: Path, options: Any) -> None:
+    path = tmp_path / "agent.zip"
+    quick(make(), Supervised, reference="zf", label_count=7).save(path)
+    meta, tensors = read_archive(path, "Supervised")
+    del meta["format"], meta["format_version"]
+    assert meta["options"] == {"reference": "zf", "label_count": 7}
+    write_archive(path, {**meta, "options": options}, tensors)
+    with pytest.raises(ValueError, match=r"agent\.zip"):
+        Supervised.load(path)
 
 
 def test_where_labels_come_from_is_saved(tmp_path: Path) -> None:

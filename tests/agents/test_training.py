@@ -196,7 +196,15 @@ def test_an_interrupted_training_goes_on(
         quick(env, **settings).learn(
             16, callback=interrupt, checkpoint=checkpoint, checkpoint_every=5
         )
-    resumed = quick(env, **settings).learn(16, checkpoint=checkpoint, checkpoint_every=5)
+    seen: list[int] = []
+    resumed = quick(env, **settings).learn(
+        16,
+        checkpoint=checkpoint,
+        checkpoint_every=5,
+        callback=lambda progress: seen.append(progress.iteration),
+    )
+    # A checkpoint is written after the callback.
+    assert seen == list(range((stop_at - 1) // 5 * 5 + 1, 17))
     assert same(resumed, whole)
     assert same(resumed.learn(3), whole.learn(3)), "what comes after goes on alike"
 
@@ -513,6 +521,13 @@ def test_the_same_seed_gives_the_same_weights(architecture: str) -> None:
     assert same(first, second)
     assert not same(first, other)
     assert not same(first, quick(env, architecture=architecture, seed=1))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_initial_weights_depend_on_the_seed(architecture: str) -> None:
+    agents = [quick(make(), architecture=architecture, seed=seed) for seed in (1, 1, 2)]
+    assert same(agents[0], agents[1])
+    assert not same(agents[0], agents[2])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

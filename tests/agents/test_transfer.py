@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from small_agents import ARCHITECTURES, make, quick, same, weights
+from small_agents import ARCHITECTURES, Poisoned, make, quick, same, weights
 
 from isac_gym.agents import NoDual, PrimalDual, TransferBeamforming
-from isac_gym.agents.learner import forget_checkpoint
 from isac_gym.agents.trainer import CheckpointError, TrainingProgress
 
 Weights = dict[str, npt.NDArray[Any]]
@@ -218,7 +217,7 @@ def test_an_interrupted_transfer_goes_on(tmp_path: Path) -> None:
         checkpoint=checkpoint, checkpoint_every=4
     )
     assert same(resumed, whole)
-    forget_checkpoint(checkpoint)
+    resumed.forget_checkpoint(checkpoint)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +225,7 @@ def test_a_killed_training_of_the_source_goes_on(tmp_path: Path) -> None:
     settings = {"iterations": 12, "seed": 2}
     whole = quick(make(), TransferBeamforming, **settings).learn()
     checkpoint = tmp_path / "training.zip"
-    killed = quick(make(control="power"), **settings)
+    killed = quick(make(control="power", channel_model=Poisoned(-1)), **settings)
 
     def interrupt(progress: TrainingProgress) -> None:
         if progress.iteration == 9:
@@ -236,9 +235,11 @@ def test_a_killed_training_of_the_source_goes_on(tmp_path: Path) -> None:
         killed.learn(
             callback=interrupt, checkpoint=tmp_path / "training.source.zip", checkpoint_every=4
         )
-    resumed = quick(make(), TransferBeamforming, **settings)
+    model = Poisoned(-1)
+    resumed = quick(make(channel_model=model), TransferBeamforming, **settings)
     resumed.learn(checkpoint=checkpoint, checkpoint_every=4)
     assert same(resumed, whole)
+    assert model.draws == (12 - 8) + 12, "the source went on after its eighth iteration"
 
 
 def test_tensorboard_is_missed_before_the_source_is_trained(

@@ -139,6 +139,10 @@ def test_transfer() -> None:
     assert rates == [evaluation.evaluate(0).sum_rate for evaluation in fresh]
 
 
+def test_the_untrained_agent_is_no_part_of_the_final_rate() -> None:
+    assert _Curve([0, 20], [0.0, 1.0], [1.0, 4.0], 0.0).reached() == (4.0, 20.0, 1.0)
+
+
 def test_a_single_seed_shows_no_spread() -> None:
     study = Study("one", ({"agent": "mrt", **over_seeds("bit/s/Hz", [3.25])},), {})
     assert study.to_csv() == "agent,bit/s/Hz,± bit/s/Hz\nmrt,3.25,\n"

@@ -141,8 +141,9 @@ def test_an_empty_batch_gives_an_empty_loss(with_gradient: bool) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_two_threads_give_the_same_bits_as_one() -> None:
-    streams = streams_of(5, 130)
-    model = SensingModel(5, 0.5, TARGETS)
+    # Enough of them that the threads are at work at the same time.
+    streams = streams_of(12, 2000)
+    model = SensingModel(12, 0.5, TARGETS)
     covariance = single(streams @ np.swapaxes(streams.conj(), -1, -2))
     on_two = model(covariance).cross_correlation, gradient_of(model, streams)
     torch.set_num_threads(1)
