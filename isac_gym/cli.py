@@ -231,16 +231,16 @@ def train(
         )
     if patience is not None and not evaluate_every:
         fail("--patience needs --evaluate-every")
+    options = parse_assignments("--agent-set", agent_settings)
+    if iterations is not None:
+        if "iterations" in options:
+            fail("--iterations and -a iterations= must not both be given")
+        options["iterations"] = iterations
     env = make_env(scenario, settings)
     checkpoint = output.with_suffix(".checkpoint.zip")
     best = output.with_suffix(".best.zip")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        options = parse_assignments("--agent-set", agent_settings)
-        if iterations is not None:
-            if "iterations" in options:
-                fail("--iterations and -a iterations= must not both be given")
-            options["iterations"] = iterations
         learner: Any = make_agent(name, env, seed=seed, device=device, **options)
         callback = None
         if evaluate_every:
