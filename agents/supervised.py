@@ -19,7 +19,7 @@ from isac_gym.agents.trainer import CheckpointError
 from isac_gym.labels import Labels, generate_labels, load_labels
 from isac_gym.policy import REGISTRY, make_agent
 from isac_gym.scenario import Scenario
-from isac_gym.validation import integer, not_allowed
+from isac_gym.validation import integer
 
 __all__ = ["Supervised"]
 
@@ -32,7 +32,7 @@ def _of_this_training(folder: Path) -> Iterator[None]:
     """Errors of the labels beside a checkpoint, as of the checkpoint itself."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{folder}: labels must be of this training ({error}); delete them to start anew, or "
             "choose another place for the checkpoint"
@@ -126,8 +126,6 @@ class Supervised(LearningAgent):
             else:
                 folder = checkpoint.with_suffix(".labels")
                 stack.enter_context(_of_this_training(folder))
-                self._check_beside(folder)
-                self._beside.add(folder)
             columns = ("{task.description}", BarColumn(20), MofNCompleteColumn())
             bar = stack.enter_context(Progress(*columns, disable=not progress_bar))
             task = bar.add_task(f"{self.title}: labels", total=self.label_count)
@@ -139,17 +137,12 @@ class Supervised(LearningAgent):
                 name=self.reference,
                 seed=self.seed,
                 shard_size=_SHARD,
+                extend=False,
                 callback=lambda done: bar.update(task, completed=done),
             )
             self.labels = load_labels(folder)
-
-    def _check_beside(self, folder: Path) -> None:
-        """Refuse labels of another number; of whatever else they are, their generation sees."""
-        manifest = folder / "manifest.json"
-        if manifest.exists():
-            count = json.loads(manifest.read_text(encoding="utf-8"))["count"]
-            if count != self.label_count:
-                raise not_allowed("label_count", self.label_count, f"{count}, as there are")
+            if checkpoint is not None:
+                self._beside.add(folder)
 
     def _loss(self) -> TrainingLoss:
         assert self.labels is not None

@@ -31,6 +31,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingSettings",
     "check_checkpoint",
+    "digest",
     "reporting",
     "train",
 ]
@@ -163,7 +164,7 @@ def train(
         "identity": {
             **identity,
             "settings": dataclasses.asdict(settings),
-            "start": _digest({**network.state_dict(), **loss.state_dict()}),
+            "start": digest({**network.state_dict(), **loss.state_dict()}),
         },
     }
     state = callback if isinstance(callback, StatefulCallback) else None
@@ -220,8 +221,8 @@ class _Training:
     callback: StatefulCallback | None
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Tells where a training starts: a loaded agent is not a fresh one."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells weights from others: a loaded agent from a fresh one, a source from another."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -275,28 +276,29 @@ def check_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
         CheckpointError: If it is damaged, or of another training.
     """
     if path.exists():
-        try:
-            meta, _ = read_archive(path, _CHECKPOINT)
-        except ValueError as error:
-            raise CheckpointError(str(error)) from error
-        _refuse_another(path, meta.get("identity", {}), identity)
+        _read(path, identity)
 
 
-def _refuse_another(path: str | Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    differing = [key for key in own if saved.get(key) != own[key]]
+def _read(
+    path: str | Path, identity: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors of a checkpoint, if it is of this training."""
+    try:
+        meta, tensors = read_archive(path, _CHECKPOINT)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    saved = meta.get("identity", {})
+    differing = [key for key in identity if saved.get(key) != identity[key]]
     if differing:
         raise CheckpointError(
             f"{path}: checkpoint must be of this training, got one with another "
             f"{', '.join(differing)}; delete it to start anew, or choose another place"
         )
+    return meta, tensors
 
 
 def _restore(path: str | Path, described: dict[str, Any], training: _Training) -> tuple[int, bool]:
-    try:
-        meta, tensors = read_archive(path, _CHECKPOINT)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    _refuse_another(path, meta.get("identity", {}), described["identity"])
+    meta, tensors = _read(path, described["identity"])
     if training.callback is not None:
         try:
             training.callback.load_state_dict(meta.get("callback", {}))

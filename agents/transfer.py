@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 
 from isac_gym.agents.primal_dual import PrimalDual
+from isac_gym.agents.trainer import digest
 from isac_gym.validation import not_allowed
 
 __all__ = ["TransferBeamforming"]
@@ -150,11 +150,8 @@ class TransferBeamforming(PrimalDual):
         return agent
 
     def _identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        if self.source is not None:
-            for name, value in self.source.network.state_dict().items():
-                digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return {**super()._identity(), "unfreeze": self.unfreeze, "source": digest.hexdigest()}
+        source = digest({} if self.source is None else self.source.network.state_dict())
+        return {**super()._identity(), "unfreeze": self.unfreeze, "source": source}
 
     def _output_names(self) -> set[str]:
         """Names of the parameters of the output layers."""

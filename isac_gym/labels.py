@@ -74,6 +74,7 @@ def generate_labels(
     name: str,
     seed: int = 0,
     shard_size: int = 1024,
+    extend: bool = True,
     callback: Callable[[int], None] | None = None,
 ) -> None:
     """Generate a data set, or what is missing of it.
@@ -86,6 +87,8 @@ def generate_labels(
         name: Name of the agent, for the manifest.
         seed: Seed of the channels.
         shard_size: Blocks a file.
+        extend: Whether a smaller data set may be made larger; otherwise one of another count is
+            refused.
         callback: Called with the number of blocks that there are, after each shard.
 
     Raises:
@@ -119,10 +122,9 @@ def generate_labels(
                     f"{folder} holds labels with {key}={held.get(key)!r}, got {value!r}; choose "
                     "another folder"
                 )
-        if held["count"] > count:
-            raise ValueError(
-                f"count must be at least {held['count']}, the labels that {folder} holds"
-            )
+        if held["count"] > count or (held["count"] < count and not extend):
+            allowed = f"{'at least ' if extend else ''}{held['count']}"
+            raise ValueError(f"count must be {allowed}, the labels that {folder} holds")
     elif any(folder.glob(_shard_name("*"))):
         raise ValueError(f"{folder} holds labels without a {_MANIFEST}; choose another folder")
     write_atomically(path, _as_json({**manifest, "count": count}))

@@ -395,8 +395,8 @@ def killed(env: Any, checkpoint: Path, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"label_count": 11}, "label_count must be 10"),
-        ({"label_count": 9}, "label_count must be 10"),
+        ({"label_count": 11}, "count must be 10"),
+        ({"label_count": 9}, "count must be 10"),
         ({"reference": "zf"}, "agent='mrt'"),
         ({"seed": 1}, "seed"),
         ({"batch_size": 4}, "config"),
