@@ -1,10 +1,10 @@
-"""Learning agents."""
+"""Learning agents: who acts after a training."""
 
-from isac_gym.agents.config import PRESETS, AgentConfig
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.primal_dual import NoDual, PrimalDual
 from isac_gym.agents.supervised import Supervised
 from isac_gym.agents.transfer import TransferBeamforming
+from isac_gym.learning.config import PRESETS, AgentConfig
 
 __all__ = [
     "PRESETS",

@@ -1,28 +1,270 @@
-"""Loading a saved agent without knowing its class."""
+"""From a name to an agent: a registered one, a class, or a file that is known by its content."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import inspect
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from isac_gym.agents.learner import LearningAgent
-from isac_gym.agents.pretrained import pretrained_path
-from isac_gym.agents.primal_dual import NoDual, PrimalDual
-from isac_gym.agents.serialization import read_kind
-from isac_gym.agents.supervised import Supervised
-from isac_gym.agents.transfer import TransferBeamforming
+from isac_gym.learning.archive import read_kind
+from isac_gym.learning.pretrained import PREFIX, find_pretrained
+from isac_gym.policy import Policy
+from isac_gym.registry import AGENTS, make_agent
 
-__all__ = ["load_agent"]
+__all__ = ["PreparedAgent", "digest_file", "load_agent", "prepare_agent"]
 
-_CLASSES: Final[dict[str, type[LearningAgent]]] = {
-    kind.kind: kind for kind in (PrimalDual, NoDual, Supervised, TransferBeamforming)
+_SB3_ATTRIBUTES: Final = {
+    "PPO": "clip_range",
+    "SAC": "target_entropy",
+    "TD3": "target_policy_noise",
+    "DQN": "exploration_initial_eps",
+    "A2C": "gae_lambda",
 }
+"""What only models of a class hold, among those of the classes behind it."""
 
 
-def load_agent(path: str | Path, env: Any = None, *, device: str = "auto") -> LearningAgent:
-    """Load a saved agent of any kind; arguments and errors as in :meth:`LearningAgent.load`."""
-    source = pretrained_path(path)
+@dataclasses.dataclass(frozen=True)
+class PreparedAgent:
+    """An agent that was found by its name.
+
+    Attributes:
+        name: The name.
+        agent: The agent.
+        needs_training: Whether it has to be trained before it is used: it can learn, and it was
+            made here, neither loaded from a file nor handed in as an object.
+    """
+
+    name: str
+    agent: Any
+    needs_training: bool
+
+    def require_trained(self) -> None:
+        """Check that it needs no training.
+
+        Raises:
+            ValueError: If it does.
+        """
+        if self.needs_training:
+            raise ValueError(
+                f"agent {self.name!r} is not trained: train it first, and give the saved file"
+            )
+
+    def train(self, **options: Any) -> None:
+        """Call its ``learn`` with those options that it knows.
+
+        Args:
+            **options: Such as ``progress_bar`` and ``checkpoint``; ``callback`` and
+                ``tensorboard_log`` must be known if they are not None.
+
+        Raises:
+            ValueError: If ``learn`` needs further arguments, or does not know one that it must.
+        """
+        known = inspect.signature(self.agent.learn).parameters
+        needed = [
+            parameter.name
+            for parameter in known.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if needed:
+            raise ValueError(
+                f"agent {self.name!r} learns, but its learn() needs {', '.join(needed)}: hand in a "
+                "trained agent, or give learn() defaults"
+            )
+        for name in ("callback", "tensorboard_log"):
+            if options.get(name) is not None and name not in known:
+                raise ValueError(f"learn() of agent {self.name!r} must take {name}, it does not")
+        self.agent.learn(**{name: value for name, value in options.items() if name in known})
+
+
+def prepare_agent(
+    name: str, env: Any, *, seed: int = 0, device: str = "auto", **options: Any
+) -> PreparedAgent:
+    """Find an agent by its name.
+
+    Args:
+        name: A registered name, ``pretrained:NAME``, a file, ``CLASS@FILE`` with CLASS as
+            ``module:Class``, or ``module:Class``.
+        env: Environment that the agent is for.
+        seed: Seed of its weights and its training, if it learns and takes one.
+        device: Torch device, if it learns and takes one.
+        **options: Further keyword arguments of its class.
+
+    Returns:
+        The agent, not yet trained.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no such agent, a file is none, or it does not suit the scenario.
+        TypeError: If what is found has no ``predict``, or takes no such option.
+    """
+    if _names_file(name):
+        return PreparedAgent(name, load_agent(name, env, device=device), needs_training=False)
+    found = AGENTS.load(name)
+    is_made = inspect.isclass(found) or not hasattr(found, "predict")
+    if is_made and (AGENTS.find(name).learns or hasattr(found, "learn")):
+        options = {**_select_known(found, {"seed": seed, "device": device}), **options}
+    agent = make_agent(name, env, **options)
+    can_learn = callable(getattr(agent, "learn", None))
+    return PreparedAgent(name, agent, needs_training=is_made and can_learn)
+
+
+def load_agent(path: str | Path, env: Any = None, *, device: str = "auto") -> Any:
+    """Load a saved agent of any kind.
+
+    Files of the package execute nothing. Stable-Baselines3 unpickles its own: load only those that
+    you trust.
+
+    Args:
+        path: File of an agent or of a Stable-Baselines3 model, ``CLASS@FILE`` with CLASS as
+            ``module:Class`` for one that the class's ``load`` reads, or ``pretrained:NAME``.
+        env: Environment to act in; see :meth:`~isac_gym.learning.agent.LearningAgent.load`.
+        device: Torch device, or ``"auto"`` for CUDA if present.
+
+    Returns:
+        The agent.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If the file needs Stable-Baselines3 and it is not installed.
+        ValueError: If it is no agent, damaged, or of a scenario with other dimensions; the message
+            says what it looks like.
+    """
+    target, source = _split_name(path)
+    if not source.exists():
+        raise FileNotFoundError(f"no such file: {source}")
+    if target:
+        return _load_by(AGENTS.load(target), source, env, device)
+    members = _list_members(source)
+    if {"data", "_stable_baselines3_version"} <= members:
+        return _load_by(_find_sb3_class(source), source, env, device)
+    if "agent.json" in members:
+        return _load_by(_find_class(source), source, env, device)
+    raise ValueError(f"{source}: not a saved agent, but {_guess_content(source, members)}")
+
+
+def digest_file(name: str) -> str | None:
+    """A hash of the file that a name leads to; None if it leads to none."""
+    source = _split_name(name)[1] if _names_file(name) else None
+    if source is None or not source.is_file():
+        return None
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+
+
+def _names_file(name: str) -> bool:
+    """Whether a name is that of a file; registered names come first."""
+    if name.startswith(PREFIX):
+        return True
+    if name in AGENTS.entries():
+        return False
+    target, source = _split_name(name)
+    # No name of an agent holds a dot without a colon.
+    return bool(target) or source.exists() or (":" not in name and "." in name)
+
+
+def _split_name(path: str | Path) -> tuple[str, Path]:
+    """Class of a ``CLASS@FILE``, empty for other names, and the file."""
+    target, separator, file = str(path).partition("@")
+    if separator and ":" in target and not Path(path).exists():
+        return target, Path(file)
+    return "", find_pretrained(path)
+
+
+def _load_by(kind: Any, source: Path, env: Any, device: str) -> Policy:
+    """Load a file by its class, which gets environment and device if it takes them."""
+    load = getattr(kind, "load", None)
+    if not callable(load):
+        raise ValueError(f"class of {source} must have load(path), got {kind!r}")
+    try:
+        agent = load(source, **_select_known(load, {"env": env, "device": device}))
+    except (ImportError, OSError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{source}: {kind!r} cannot load it ({error!r})") from error
+    if not isinstance(agent, Policy):
+        raise TypeError(f"{source}: must hold an agent with predict(observation, …), got {agent!r}")
+    return agent
+
+
+def _select_known(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that a function names."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def _list_members(source: Path) -> set[str]:
+    """Names in a zip file; none if it is another file."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return set(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return set()
+
+
+def _find_class(source: Path) -> Any:
+    """The registered class whose files say what an archive says."""
     kind = read_kind(source)
-    if kind not in _CLASSES:
-        raise ValueError(f"{source}: kind must be one of {sorted(_CLASSES)}, got {kind!r}")
-    return _CLASSES[kind].load(source, env, device=device)
+    if kind == "training checkpoint":
+        raise ValueError(
+            f"{source}: not a saved agent, but the checkpoint of a training: end the training, and "
+            "give the agent that it saves"
+        )
+    known: dict[Any, Any] = {}
+    for name in AGENTS.names():
+        found = AGENTS.load(name)
+        if hasattr(found, "kind"):
+            known[found.kind] = found
+        if kind in known:
+            return known[kind]
+    raise ValueError(
+        f"{source}: kind must be one of {', '.join(map(str, known))}, got {kind!r}: import the "
+        "module that registers it (isac-gym --import MODULE)"
+    )
+
+
+def _find_sb3_class(source: Path) -> Any:
+    """The class of a Stable-Baselines3 model, by the names of what it holds."""
+    try:
+        import stable_baselines3
+    except ImportError as error:
+        raise ImportError(
+            f"{source} is a Stable-Baselines3 model: pip install 'isac-gym[rl]'"
+        ) from error
+    try:
+        with zipfile.ZipFile(source) as archive:
+            data = dict(json.loads(archive.read("data")))
+        home = str(data["policy_class"]["__module__"])
+    except (LookupError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{source}: damaged Stable-Baselines3 model ({error!r})") from error
+    name = next((name for name, held in _SB3_ATTRIBUTES.items() if held in data), None)
+    if name is None or not home.startswith("stable_baselines3."):
+        raise ValueError(
+            f"{source}: class of the Stable-Baselines3 model must be given, as in "
+            f"my_module:MyAlgorithm@{source}; its policy is from {home}"
+        )
+    # DDPG is TD3 with a single critic that is updated as often as the actor.
+    if name == "TD3" and dict(data.get("policy_kwargs") or {}).get("n_critics") == 1:
+        name = "DDPG"
+    return getattr(stable_baselines3, name)
+
+
+def _guess_content(source: Path, members: set[str]) -> str:
+    """What a file or folder looks like, for a message."""
+    if source.is_dir():
+        is_labelled = (source / "manifest.json").exists()
+        return "a folder of labels" if is_labelled else "a folder"
+    with source.open("rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY" or any(member.endswith(".npy") for member in members):
+        return "a NumPy file; channels are given as --channel file:PATH"
+    if any(member.endswith("data.pkl") for member in members):
+        return "weights of PyTorch without the settings that an agent needs"
+    if members:
+        return f"a zip file that holds {', '.join(sorted(members)[:3])}"
+    return "a damaged zip file" if start[:2] == b"PK" else "a file of another format"

@@ -5,13 +5,47 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from isac_gym.agents.config import AgentConfig
-from isac_gym.agents.learner import LearningAgent
-from isac_gym.agents.losses import Lagrangian, TrainingLoss
+from isac_gym.learning.agent import LearningAgent
+from isac_gym.learning.config import AgentConfig
+from isac_gym.learning.losses import Lagrangian, TrainingLoss
+from isac_gym.registry import register_agent
 
 __all__ = ["NoDual", "PrimalDual"]
 
 
+@register_agent(
+    "primal-dual-paper",
+    "primal-dual learning to the letter of the paper",
+    options={"preset": "paper"},
+    learns=True,
+    rank=60,
+)
+@register_agent(
+    "primal-dual",
+    "primal-dual learning, unfolded policy",
+    options={"preset": "tuned"},
+    learns=True,
+    rank=61,
+)
+@register_agent(
+    "primal-dual-wide",
+    "the same for a range of SNR and thresholds",
+    options={"preset": "wide"},
+    controls=("power", "beamforming"),
+    radars=("learned",),
+    learns=True,
+    is_default=False,
+    rank=62,
+)
+@register_agent(
+    "primal-dual-model-based",
+    "primal-dual learning, fully connected network with model-based outputs",
+    options={"preset": "model-based"},
+    controls=("power", "beamforming"),
+    learns=True,
+    is_default=False,
+    rank=63,
+)
 class PrimalDual(LearningAgent):
     """A network trained without labels to maximise the rate under expected constraints.
 
@@ -20,19 +54,19 @@ class PrimalDual(LearningAgent):
     consistent. Power enters through its multiplier with ``power_limit="cost"``; with
     ``"project"`` it cannot be exceeded and its multiplier stays zero.
 
-    Arguments, errors and attributes are those of
-    :class:`~isac_gym.agents.learner.LearningAgent`.
+    It is made like every :class:`~isac_gym.learning.agent.LearningAgent`.
     """
 
     kind: ClassVar[str] = "PrimalDual"
 
-    def _loss(self) -> TrainingLoss:
+    def _make_loss(self) -> TrainingLoss:
         config = self.config
         return Lagrangian(
             self.system,
-            self._model,
+            self.channel_model,
             config.batch_size,
-            self.duals,
+            self.multipliers,
+            self.priced,
             relative=config.relative_constraints,
             step_size=config.dual_step_size,
             final_step_size=config.final_dual_step_size,
@@ -40,14 +74,30 @@ class PrimalDual(LearningAgent):
         )
 
 
+@register_agent(
+    "no-dual",
+    "unfolded policy trained for the rate alone",
+    options={"preset": "tuned"},
+    learns=True,
+    is_default=False,
+    rank=64,
+)
+@register_agent(
+    "no-dual-paper",
+    "the paper's network trained for the rate alone",
+    options={"preset": "paper"},
+    learns=True,
+    is_default=False,
+    rank=65,
+)
 class NoDual(PrimalDual):
     """The same learning with all multipliers held at zero: the highest rate, constraints ignored.
 
-    The paper's “unsupervised learning (no dual)”. Arguments, errors and attributes are those of
-    :class:`~isac_gym.agents.learner.LearningAgent`.
+    The paper's “unsupervised learning (no dual)”. It is made like every
+    :class:`~isac_gym.learning.agent.LearningAgent`.
     """
 
     kind: ClassVar[str] = "NoDual"
 
-    def _adapted(self, config: AgentConfig) -> AgentConfig:
+    def _adapt(self, config: AgentConfig) -> AgentConfig:
         return dataclasses.replace(config, dual_rule="none")

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from isac_gym.agents.learner import LearningAgent
-from isac_gym.agents.losses import Imitation, TrainingLoss
-from isac_gym.agents.trainer import CheckpointError
-from isac_gym.labels import Labels, generate_labels, load_labels
-from isac_gym.policy import REGISTRY, make_agent
+from isac_gym.learning.agent import LearningAgent
+from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.labels import Labels, generate_labels, load_labels
+from isac_gym.learning.losses import Imitation, TrainingLoss
+from isac_gym.registry import AGENTS, make_agent, register_agent
 from isac_gym.scenario import Scenario
-from isac_gym.validation import integer
+from isac_gym.validation import check_integer
 
 __all__ = ["Supervised"]
 
@@ -28,7 +28,7 @@ _SHARD: Final = 256
 
 
 @contextmanager
-def _of_this_training(folder: Path) -> Iterator[None]:
+def _blame_checkpoint(folder: Path) -> Iterator[None]:
     """Errors of the labels beside a checkpoint, as of the checkpoint itself."""
     try:
         yield
@@ -39,12 +39,30 @@ def _of_this_training(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@register_agent(
+    "supervised",
+    "unfolded policy trained on the joint optimum's solutions",
+    options={"preset": "tuned"},
+    controls=("power", "beamforming"),
+    learns=True,
+    is_default=False,
+    rank=66,
+)
+@register_agent(
+    "supervised-paper",
+    "the paper's network trained on WMMSE's solutions",
+    options={"preset": "paper", "reference": "wmmse"},
+    controls=("power", "beamforming"),
+    learns=True,
+    is_default=False,
+    rank=67,
+)
 class Supervised(LearningAgent):
-    """A network trained to do what a reference does (:class:`~isac_gym.agents.losses.Imitation`).
+    """A network trained to do what a reference does (:class:`~isac_gym.learning.losses.Imitation`).
 
     Args:
         env: Environment, single, batched or wrapped, whose scenario and channel model are used.
-        preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`).
+        preset: Name of a preset (see :data:`~isac_gym.learning.config.PRESETS`).
         labels: Solutions to learn from: a data set of ``isac-gym labels`` or its folder. None
             generates them when they are first needed; those of a training that was killed are kept
             beside its checkpoint.
@@ -53,7 +71,7 @@ class Supervised(LearningAgent):
         label_count: Blocks to generate.
         seed: Seed of the initial weights, of the batches and of generated labels.
         device: Torch device, or ``"auto"`` for CUDA if present.
-        **settings: Fields of :class:`~isac_gym.agents.config.AgentConfig` to change.
+        **settings: Fields of :class:`~isac_gym.learning.config.AgentConfig` to change.
 
     Raises:
         ValueError: If there is no such preset or reference, a setting is not allowed, or the labels
@@ -86,10 +104,10 @@ class Supervised(LearningAgent):
         self._env = env
         default = "joint-expected" if self.scenario.radar == "learned" else "wmmse"
         self.reference = default if reference is None else reference
-        allowed = [name for name, entry in REGISTRY.items() if not entry.learns]
+        allowed = [name for name, entry in AGENTS.entries().items() if entry.is_reference]
         if self.reference not in allowed:
             raise ValueError(f"reference must be one of {allowed}, got {reference!r}")
-        self.label_count = integer("label_count", label_count, 1)
+        self.label_count = check_integer("label_count", label_count, 1)
         self.labels = load_labels(labels) if isinstance(labels, (str, Path)) else labels
         if self.labels is not None:
             made_by = self.labels.manifest.get("agent")
@@ -103,16 +121,14 @@ class Supervised(LearningAgent):
                     raise ValueError(f"labels must be for {field.name}={own!r}, got {theirs!r}")
 
     @property
-    def is_priced(self) -> bool:
+    def has_price(self) -> bool:
         """The price that the labels were made at is not known to the policy."""
         return False
 
     @property
     def multiplier(self) -> torch.Tensor:
         """A constant that stands in for the price: the labels, not it, set what sensing costs."""
-        return torch.full_like(
-            self.duals.values["sensing"], max(self.config.initial_multiplier, 1.0)
-        )
+        return torch.full_like(super().multiplier, max(self.config.initial_multiplier, 1.0))
 
     def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
         if self.labels is not None:
@@ -125,7 +141,7 @@ class Supervised(LearningAgent):
                 folder = Path(stack.enter_context(TemporaryDirectory()))
             else:
                 folder = checkpoint.with_suffix(".labels")
-                stack.enter_context(_of_this_training(folder))
+                stack.enter_context(_blame_checkpoint(folder))
             columns = ("{task.description}", BarColumn(20), MofNCompleteColumn())
             bar = stack.enter_context(Progress(*columns, disable=not progress_bar))
             task = bar.add_task(f"{self.title}: labels", total=self.label_count)
@@ -142,13 +158,15 @@ class Supervised(LearningAgent):
             )
             self.labels = load_labels(folder)
             if checkpoint is not None:
-                self._beside.add(folder)
+                self._companions.add(folder)
 
-    def _loss(self) -> TrainingLoss:
+    def _make_loss(self) -> TrainingLoss:
         assert self.labels is not None
-        return Imitation(self.system, self.labels, self.config.batch_size, self.multiplier)
+        return Imitation(
+            self.system, self.labels, self.config.batch_size, self.multiplier, self.priced
+        )
 
-    def _identity(self) -> dict[str, Any]:
+    def _identify(self) -> dict[str, Any]:
         assert self.labels is not None
         manifest = json.dumps(self.labels.manifest, sort_keys=True)
-        return {**super()._identity(), "labels": hashlib.sha256(manifest.encode()).hexdigest()}
+        return {**super()._identify(), "labels": hashlib.sha256(manifest.encode()).hexdigest()}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Final
 import gymnasium as gym
 
 from isac_gym.agents.primal_dual import PrimalDual
-from isac_gym.agents.trainer import digest
+from isac_gym.learning.checkpoint import hash_tensors
+from isac_gym.registry import register_agent
 from isac_gym.validation import not_allowed
 
 __all__ = ["TransferBeamforming"]
@@ -27,6 +28,24 @@ _SCENARIO: Final = (
 _MULTIPLIERS: Final = ("dual_rule", "relative_constraints", "snr_range_db", "threshold_range")
 
 
+@register_agent(
+    "transfer-beamforming",
+    "unfolded policy, from power control to beamforming",
+    options={"preset": "tuned"},
+    controls=("beamforming",),
+    learns=True,
+    is_default=False,
+    rank=68,
+)
+@register_agent(
+    "transfer-beamforming-paper",
+    "the paper's network, from power control to beamforming",
+    options={"preset": "paper"},
+    controls=("beamforming",),
+    learns=True,
+    is_default=False,
+    rank=69,
+)
 class TransferBeamforming(PrimalDual):
     """A beamformer that takes over a trained power-control agent and learns a new output layer.
 
@@ -37,7 +56,7 @@ class TransferBeamforming(PrimalDual):
 
     Args:
         env: Environment with ``control="beamforming"``, single, batched or wrapped.
-        preset: Name of a preset (see :data:`~isac_gym.agents.config.PRESETS`), of the same
+        preset: Name of a preset (see :data:`~isac_gym.learning.config.PRESETS`), of the same
             architecture as the source's; both trainings follow it.
         source: Trained power-control agent, its file, or None: it is trained by
             :meth:`learn` before the transfer, with a checkpoint of its own beside that of the
@@ -45,7 +64,7 @@ class TransferBeamforming(PrimalDual):
         unfreeze: Whether all layers are trained.
         seed: Seed of the new layer's weights and of the training channels.
         device: Torch device, or ``"auto"`` for CUDA if present.
-        **settings: Fields of :class:`~isac_gym.agents.config.AgentConfig` to change.
+        **settings: Fields of :class:`~isac_gym.learning.config.AgentConfig` to change.
 
     Raises:
         ValueError: If the control is not ``"beamforming"``, the source is no power-control agent of
@@ -76,7 +95,8 @@ class TransferBeamforming(PrimalDual):
         self._source_env = gym.make(
             "ISAC-MISO-v0",
             scenario=dataclasses.replace(self.scenario, control="power"),
-            channel_model=self._model,
+            channel_model=self.channel_model,
+            constraints=self.system.chosen_constraints,
         )
         self.source: PrimalDual | None = None
         self._is_loaded = False
@@ -111,13 +131,12 @@ class TransferBeamforming(PrimalDual):
             if theirs != own:
                 raise ValueError(f"source must be an agent with {name}={own!r}, got {theirs!r}")
         new, given = self.network.state_dict(), source.network.state_dict()
-        outputs = self._output_names()
+        outputs = self._list_outputs()
         hidden = set(new) - outputs
         if set(given) != set(new) or any(given[n].shape != new[n].shape for n in hidden):
             raise ValueError(
                 "source must be an agent with layers of the same sizes, got "
-                f"hidden_sizes={source.config.hidden_sizes!r}, width={source.config.width!r} and "
-                f"stages={source.config.stages!r}"
+                f"options={source.config.options!r}"
             )
         codec, cells = self.system.codec, self.scenario.num_cells
         kept = codec.radar_size + codec.access_size
@@ -131,12 +150,12 @@ class TransferBeamforming(PrimalDual):
         self.network.load_state_dict(new)
         self.source = source
         if priced:
-            self.duals.load_state_dict(source.duals.state_dict())
+            self.multipliers.load_state_dict(source.multipliers.state_dict())
         self._freeze()
 
     def _freeze(self) -> None:
         """Let only those parameters require a gradient that are trained."""
-        outputs = self._output_names()
+        outputs = self._list_outputs()
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(self.unfreeze or name in outputs)
 
@@ -144,16 +163,16 @@ class TransferBeamforming(PrimalDual):
     def load(
         cls, path: str | Path, env: Any = None, *, device: str = "auto"
     ) -> TransferBeamforming:
-        """As :meth:`LearningAgent.load`; a further training goes on from the saved weights."""
+        """See :meth:`LearningAgent.load`; a further training goes on from the saved weights."""
         agent = super().load(path, env, device=device)
         agent._is_loaded = True
         return agent
 
-    def _identity(self) -> dict[str, Any]:
-        source = digest({} if self.source is None else self.source.network.state_dict())
-        return {**super()._identity(), "unfreeze": self.unfreeze, "source": source}
+    def _identify(self) -> dict[str, Any]:
+        source = hash_tensors({} if self.source is None else self.source.network.state_dict())
+        return {**super()._identify(), "unfreeze": self.unfreeze, "source": source}
 
-    def _output_names(self) -> set[str]:
+    def _list_outputs(self) -> set[str]:
         """Names of the parameters of the output layers."""
         own = {id(value) for layer in self.network.output_layers() for value in layer.parameters()}
         return {name for name, value in self.network.named_parameters() if id(value) in own}
@@ -172,7 +191,7 @@ class TransferBeamforming(PrimalDual):
             own = None
             if checkpoint is not None:
                 own = checkpoint.with_suffix(".source.zip")
-                self._beside.add(own)
+                self._companions.add(own)
             agent.learn(
                 progress_bar=progress_bar, checkpoint=own, checkpoint_every=checkpoint_every
             )

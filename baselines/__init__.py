@@ -1,11 +1,13 @@
 """Baselines and references: policies that are computed, not learned, and bounds on all policies."""
 
-from isac_gym.baselines.bounds import dpc_capacity, joint_upper_bound
+from isac_gym.baselines.bounds import joint_upper_bound
 from isac_gym.baselines.joint import JointOracle
-from isac_gym.baselines.nulling import NullSteering
+from isac_gym.baselines.linear import MRT, RZF, ZF, LinearPrecoder
+from isac_gym.baselines.null_steering import NullSteering
 from isac_gym.baselines.power import EqualPower, RandomPower
-from isac_gym.baselines.precoders import MRT, RZF, ZF, LinearPrecoder
-from isac_gym.baselines.wmmse import WMMSE, scalar_wmmse, wmmse
+from isac_gym.baselines.wmmse import WMMSE
+from isac_gym.solvers.capacity import dpc_capacity
+from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
 
 __all__ = [
     "MRT",

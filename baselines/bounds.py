@@ -26,149 +26,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isac_gym.baselines.objectives import LeakageObjective
-from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
-from isac_gym.physics.synthesis import best_beampattern
-from isac_gym.physics.waveform import ExactSensing, WaveformSearch, normalise_rows
-from isac_gym.system import ISACSystem, sensing_model, system_of
-from isac_gym.validation import integer, real
+from isac_gym.physics.sensing.coarse import ExactSensing
+from isac_gym.physics.waveform import normalise_rows
+from isac_gym.solvers.beampattern import best_beampattern
+from isac_gym.solvers.capacity import (
+    BITS_PER_NAT,
+    bound_by_tangent,
+    compute_uplink_rate,
+    dpc_capacity,
+    reduce_channels,
+)
+from isac_gym.solvers.objectives import LeakageObjective
+from isac_gym.solvers.waveform import WaveformSearch
+from isac_gym.system.codec import select_own_channels
+from isac_gym.system.downlink import ISACSystem, find_system, make_sensing_model
+from isac_gym.validation import check_integer
 
-__all__ = ["Capacity", "JointBound", "dpc_capacity", "joint_upper_bound"]
+__all__ = ["JointBound", "joint_upper_bound"]
 
-_BITS = 1.0 / math.log(2.0)
 _MULTIPLIER = 20.0
+
+
 _SEARCH_ITERATIONS = 150
+
+
 _PENALTY = 2000.0
+
+
 _CONE_ITERATIONS = 300
+
+
 _PROBLEMS = 2048
+
+
 _ATTAINED_EXCESS = 1e-4
+
+
 _THIN = 1e-6
+
+
 _MISSED = 1e30
-
-
-@dataclasses.dataclass(frozen=True)
-class Capacity:
-    """Sum capacity of a batch of downlinks with leading dimensions (...).
-
-    Attributes:
-        rate: Rate of the dual uplink at ``duals``, (...), in bit/s/Hz: attained.
-        upper_bound: Certified upper bound on the capacity, (...), in bit/s/Hz.
-        duals: Powers of the dual uplink with unit noise, λ_k >= 0 with Σ λ_k = P, (..., K), in W.
-        iterations: Iterations made.
-    """
-
-    rate: Tensor
-    upper_bound: Tensor
-    duals: Tensor
-    iterations: int
-
-
-def dpc_capacity(
-    channels: Tensor,
-    noise_power: Tensor | float,
-    power: float,
-    *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-) -> Capacity:
-    """Sum capacity of the downlink, by iterative water-filling in the dual uplink.
-
-    Jindal, Rhee, Vishwanath, Jafar and Goldsmith, 2005: all users fill water at once, under one
-    common level, against the interference of the last iterate. The better of the plain step and its
-    average with the iterate, which cannot lower the rate, is taken. Since the problem is concave,
-    the gradient at the iterate gives an upper bound.
-
-    Args:
-        channels: G with row k = g_kᵀ, complex (..., K, M_C).
-        noise_power: σ² > 0 in W, a number or a tensor that broadcasts to (..., K).
-        power: Budget P, in W.
-        tolerance: Relative gap between rate and upper bound at which it ends.
-        max_iterations: Iterations after which it ends in any case.
-
-    Returns:
-        The capacity, in double precision.
-
-    Raises:
-        ValueError: If an argument is not allowed or not finite.
-    """
-    real("power", power, "a finite number > 0", lambda value: value > 0)
-    real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
-    integer("max_iterations", max_iterations, 1)
-    if channels.ndim < 2 or not bool(torch.isfinite(channels).all()):
-        raise ValueError(
-            f"channels must be finite and of shape (..., K, M_C), got {tuple(channels.shape)}"
-        )
-    noise = torch.as_tensor(noise_power, dtype=torch.float64, device=channels.device)
-    if not bool((torch.isfinite(noise) & (noise > 0)).all()):
-        raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
-    wide = channels.to(torch.complex128)
-    try:
-        noise = noise.expand(wide.shape[:-1])
-    except RuntimeError as error:
-        raise ValueError(
-            f"noise_power must broadcast to {tuple(wide.shape[:-1])}, got shape "
-            f"{tuple(noise.shape)}"
-        ) from error
-    scaled = _reduced(wide / noise.sqrt().unsqueeze(-1))
-    users = scaled.shape[-2]
-    # In units of the noise the dual powers are s_k·σ_k²: they add up to the budget as they are.
-    duals = torch.full(noise.shape, power / users, dtype=torch.float64, device=noise.device)
-    rate, slope = _uplink(scaled, duals)
-    for iteration in range(1, max_iterations + 1):
-        upper = _tangent_bound(rate, slope, duals, power)
-        if bool((upper - rate <= tolerance * rate).all()) or iteration == max_iterations:
-            break
-        # g_kᴴ(I + Σ_{l≠k} …)⁻¹g_k, from the same with user k included.
-        gain = slope / (1.0 - duals * slope).clamp_min(1e-12)
-        filled = _water_filling(gain, power)
-        plain_rate, plain_slope = _uplink(scaled, filled)
-        averaged = filled / users + duals * (1.0 - 1.0 / users)
-        mean_rate, mean_slope = _uplink(scaled, averaged)
-        better = plain_rate >= mean_rate
-        duals = torch.where(better.unsqueeze(-1), filled, averaged)
-        rate = torch.where(better, plain_rate, mean_rate)
-        slope = torch.where(better.unsqueeze(-1), plain_slope, mean_slope)
-    return Capacity(rate * _BITS, upper * _BITS, duals, iteration)
-
-
-def _reduced(channels: Tensor) -> Tensor:
-    """The channels (..., K, M) in a basis of the space that they span, (..., K, min(K, M))."""
-    reduced: Tensor = channels @ torch.linalg.qr(channels.mH)[0]
-    return reduced
-
-
-def _uplink(channels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Rate log det(I + Σ_k s_k g_k* g_kᵀ) in nats, (...), and its gradient by s, (..., K)."""
-    system = channels.mH @ (weights.unsqueeze(-1) * channels)
-    system.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if bool((failed > 0).any()):
-        raise ValueError(
-            "noise_power must be at least about 1e-14 of the received power for double precision, "
-            "got less"
-        )
-    rate = 2.0 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum(-1)
-    whitened = torch.linalg.solve_triangular(factor, channels.mH, upper=False)
-    return rate, torch.view_as_real(whitened).square().sum((-3, -1))
-
-
-def _tangent_bound(rate: Tensor, slope: Tensor, weights: Tensor, budget: float) -> Tensor:
-    """Largest value of the tangent plane over weights >= 0 that add up to the budget."""
-    return rate + budget * slope.amax(-1) - (slope * weights).sum(-1)
-
-
-def _water_filling(gains: Tensor, power: float) -> Tensor:
-    """λ_k = max(0, μ - 1/gain_k) with Σ λ_k = P, (..., K)."""
-    gains = torch.where((gains > 0).any(-1, keepdim=True), gains, 1.0).clamp_min(1e-300)
-    floors, _ = (1.0 / gains).sort(-1)
-    count = torch.arange(1, gains.shape[-1] + 1, dtype=gains.dtype, device=gains.device)
-    levels = (power + floors.cumsum(-1)) / count
-    # The most users whose floors all lie below the common level.
-    active = (levels > floors).sum(-1, keepdim=True).clamp_min(1)
-    level = levels.gather(-1, active - 1)
-    filled = (level - 1.0 / gains).clamp_min(0.0)
-    return filled * (power / filled.sum(-1, keepdim=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +114,11 @@ def joint_upper_bound(
     Raises:
         ValueError: If an argument is not allowed.
     """
-    system = system_of(env)
-    integer("subdivisions", subdivisions, 0)
+    system = find_system(env)
+    check_integer("subdivisions", subdivisions, 0)
     scenario = system.scenario
     threshold = scenario.sensing_threshold if sensing_threshold is None else sensing_threshold
-    expected = system.codec.links.shape
+    expected = system.codec.deployment.shape
     if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
         raise ValueError(
             f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
@@ -253,12 +151,12 @@ class _ConeSearch:
         self._system, self._limits = system, limits.double()
         self._cells, self._budget = scenario.num_cells, scenario.comm_power
         self._noise = scenario.noise_power
-        radar, comm = own_channels(channels).split(
+        radar, comm = select_own_channels(channels).split(
             [scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1
         )
         self._radar = radar
-        self._reduced = _reduced(comm.flatten(0, 1))
-        self._exact = sensing_model(scenario, dtype=torch.float64, device=system.device)
+        self._reduced = reduce_channels(comm.flatten(0, 1))
+        self._exact = make_sensing_model(scenario, dtype=torch.float64, device=system.device)
 
     def run(self, subdivisions: int) -> JointBound:
         """Split the worst cone of every problem again and again."""
@@ -267,13 +165,13 @@ class _ConeSearch:
         leaves = 1 + subdivisions * (users - 1)
         unit = torch.eye(users, dtype=torch.float64, device=device)
         vertices = unit.expand(count, leaves, users, users).clone()
-        floor, received = self._floors(unit.expand(count, users, users))
+        floor, received = self._bound_floors(unit.expand(count, users, users))
         heights = (self._noise + floor)[:, None].expand(-1, leaves, -1).clone()
         upper = torch.full_like(heights[..., 0], -math.inf)
         shares, weights = torch.zeros_like(heights), torch.zeros_like(heights)
-        upper[:, 0], shares[:, 0], weights[:, 0] = self._relaxed(vertices[:, 0], heights[:, 0])
+        upper[:, 0], shares[:, 0], weights[:, 0] = self._relax(vertices[:, 0], heights[:, 0])
         apart = upper[:, 0].clone()
-        attained = self._attained(received).amax(-1)
+        attained = self._compute_attained(received).amax(-1)
         rows = torch.arange(count, device=device)
         for split in range(subdivisions):
             worst = upper.argmax(-1)
@@ -282,31 +180,33 @@ class _ConeSearch:
             point = weights[rows, worst]
             total = point.sum(-1, keepdim=True).clamp_min(1e-300)
             point = point / total
-            floor, received = self._floors(point[:, None])
-            attained = torch.maximum(attained, self._attained(received).squeeze(-1))
+            floor, received = self._bound_floors(point[:, None])
+            attained = torch.maximum(attained, self._compute_attained(received).squeeze(-1))
             # At the maximiser the interpolation equals the budget, and h is not below it.
             height = torch.maximum(self._noise + floor, self._budget / total).squeeze(-1)
             for user in range(users):
                 slot = worst if user == 0 else torch.full_like(worst, split * (users - 1) + user)
                 child, child_heights = parent.clone(), parent_heights.clone()
                 child[:, user], child_heights[:, user] = point, height
-                bound, child_share, child_weights = self._relaxed(child, child_heights)
+                bound, child_share, child_weights = self._relax(child, child_heights)
                 # A part whose vertex has no share in the point has no inside.
                 bound = torch.where(share[:, user] > 0.0, bound, -math.inf)
                 vertices[rows, slot], heights[rows, slot] = child, child_heights
                 upper[rows, slot] = torch.minimum(bound, outer)
                 shares[rows, slot], weights[rows, slot] = child_share, child_weights
-        return JointBound(upper.amax(-1) * _BITS, apart * _BITS, attained * _BITS)
+        return JointBound(
+            upper.amax(-1) * BITS_PER_NAT, apart * BITS_PER_NAT, attained * BITS_PER_NAT
+        )
 
-    def _attained(self, received: Tensor) -> Tensor:
+    def _compute_attained(self, received: Tensor) -> Tensor:
         """Capacity in nats at q (n, m, K), (n, m); 0 where the waveform missed ε."""
         channels = self._reduced[:, None].expand(-1, received.shape[1], -1, -1)
         missed = (received >= _MISSED).any(-1)
         noise = self._noise + torch.where(missed.unsqueeze(-1), 0.0, received)
         capacity = dpc_capacity(channels, noise, self._budget, tolerance=1e-3, max_iterations=30)
-        return torch.where(missed, 0.0, capacity.rate / _BITS)
+        return torch.where(missed, 0.0, capacity.rate / BITS_PER_NAT)
 
-    def _relaxed(self, vertices: Tensor, heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _relax(self, vertices: Tensor, heights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bound on a cone, its shares τ_i = t_i h_i and its maximiser s, each (n, K).
 
         The multiplicative update raises the rate at every step; the tangent plane at its end makes
@@ -316,7 +216,7 @@ class _ConeSearch:
 
         def evaluate(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             weights = (shares.unsqueeze(-2) @ scaled).squeeze(-2)
-            rate, slope = _uplink(self._reduced, weights)
+            rate, slope = compute_uplink_rate(self._reduced, weights)
             return rate, (scaled @ slope.unsqueeze(-1)).squeeze(-1), weights
 
         def normalised(shares: Tensor) -> Tensor:
@@ -331,9 +231,9 @@ class _ConeSearch:
         # Thin parts are not worth a cone of their own.
         shares = normalised(torch.where(shares > _THIN * self._budget, shares, 0.0))
         rate, slope, weights = evaluate(shares)
-        return _tangent_bound(rate, slope, shares, self._budget), shares, weights
+        return bound_by_tangent(rate, slope, shares, self._budget), shares, weights
 
-    def _floors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _bound_floors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Certified lower bounds on min_R Σ_k v_k q_k(R), and the q that the search found.
 
         Where the search has not met the threshold, q is beyond any use.
@@ -359,7 +259,7 @@ class _ConeSearch:
         strength = narrow.abs().square().mean((-2, -1)).clamp_min(1e-30)[:, None]
         start = narrow.mH @ ((3.0 * single / strength).unsqueeze(-1) * narrow)
         start.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        best = self._full_streams().to(start.dtype).expand(len(flat) // cells, -1, -1, -1)
+        best = self._fill_streams().to(start.dtype).expand(len(flat) // cells, -1, -1, -1)
         streams, _ = torch.linalg.solve_ex(start, best.flatten(0, 1))
         streams = normalise_rows(streams, scenario.radar_power)
         offset = torch.full_like(single[:, 0], self._noise)
@@ -402,7 +302,7 @@ class _ConeSearch:
         bound = bound.clamp_min(0.0).view(shape).transpose(1, 2).reshape(count, many)
         return bound, received.view(*shape, users).transpose(1, 2).reshape(count, many, users)
 
-    def _full_streams(self) -> Tensor:
+    def _fill_streams(self) -> Tensor:
         """The best beampattern with as many streams as antennas, (J, M, M)."""
         designs = [
             best_beampattern(**{**design, "streams": None})

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isac_gym.baselines.links import Link, PowerLink, PrecoderLink
-from isac_gym.baselines.wmmse import maximise_rate
-from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
-from isac_gym.physics.waveform import ExactSensing, normalise_rows
+from isac_gym.physics.sensing.coarse import ExactSensing
+from isac_gym.physics.waveform import normalise_rows
 from isac_gym.policy import SystemPolicy
+from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem, RateProblem
+from isac_gym.solvers.wmmse import maximise_rate
+from isac_gym.system.codec import select_own_channels
 from isac_gym.validation import not_allowed
 
 __all__ = ["CoordinatedDesign", "CoordinatedPolicy", "Problems"]
@@ -63,13 +64,13 @@ class Problems:
     """One problem for each of b channels, c starts and J stations: n = b·c·J, in that order.
 
     Attributes:
-        link: The n downlinks.
+        downlinks: The n downlinks.
         radar: f, complex (n, K, M_R).
         served: Users that a start is for, (n, K); under contention the only ones with access.
         starts: Index of the start, (b, c, J).
     """
 
-    link: Link
+    downlinks: RateProblem
     radar: Tensor
     served: Tensor
     starts: Tensor
@@ -84,7 +85,7 @@ class Problems:
         """The problems at ``among`` (b, ·, J) along the axis of the starts."""
         index = self.flat_index(among)
         return Problems(
-            self.link.select(index),
+            self.downlinks.select(index),
             self.radar[index],
             self.served[index],
             self.starts.gather(1, among),
@@ -95,7 +96,7 @@ class Problems:
         count = torch.arange(self.starts.numel(), device=mask.device).view(self.starts.shape)
         index = count[mask].flatten()
         kept = Problems(
-            self.link.select(index), self.radar[index], self.served[index], self.starts[mask]
+            self.downlinks.select(index), self.radar[index], self.served[index], self.starts[mask]
         )
         return kept, index
 
@@ -147,7 +148,7 @@ class CoordinatedPolicy(SystemPolicy):
             ValueError: If the channels have another shape, or entries that are not finite.
         """
         self._check(channels)
-        parts = [self._design(part) for part in self._chunks(channels)]
+        parts = [self._design(part) for part in self._split(channels)]
         joined: dict[str, Any] = {}
         for field in dataclasses.fields(CoordinatedDesign):
             values = [getattr(part, field.name) for part in parts]
@@ -155,7 +156,7 @@ class CoordinatedPolicy(SystemPolicy):
         return CoordinatedDesign(**joined)
 
     def _check(self, channels: Tensor) -> None:
-        expected = self.system.codec.links.shape
+        expected = self.system.codec.deployment.shape
         if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
             raise ValueError(
                 f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
@@ -173,15 +174,15 @@ class CoordinatedPolicy(SystemPolicy):
             access=found.served if contends else None,
         )
 
-    def _chunks(self, channels: Tensor) -> Iterator[Tensor]:
+    def _split(self, channels: Tensor) -> Iterator[Tensor]:
         channels = channels.to(self.system.device, self.system.dtype.to_complex())
         yield from channels.split(max(1, _PROBLEMS // (len(self.starts) * self.scenario.num_cells)))
 
-    def _problems(self, channels: Tensor) -> Problems:
+    def _pose_problems(self, channels: Tensor) -> Problems:
         """Every start for every channel and station."""
         scenario = self.scenario
         batch, count, cells = len(channels), len(self.starts), scenario.num_cells
-        own = own_channels(channels)
+        own = select_own_channels(channels)
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
 
         def repeated(value: Tensor) -> Tensor:
@@ -190,56 +191,58 @@ class CoordinatedPolicy(SystemPolicy):
         served = self.starts.to(own.device, own.real.dtype)
         served = served[None, :, None].expand(batch, -1, cells, -1).flatten(0, 2)
         contends = scenario.scheduling == "contention"
-        link: Link
+        downlinks: RateProblem
         if scenario.control == "power":
             gains = repeated((comm @ self.system.codec.directions(channels)).abs().square())
             if contends:
                 gains = gains * served.unsqueeze(-1) * served.unsqueeze(-2)
-            link = PowerLink(gains.double(), scenario.comm_power)
+            downlinks = PowerProblem(gains.double(), scenario.comm_power)
         else:
             if contends:
                 masked = repeated(comm) * served.unsqueeze(-1)
-                link = PrecoderLink(masked.to(torch.complex128), scenario.comm_power)
+                downlinks = PrecoderProblem(masked.to(torch.complex128), scenario.comm_power)
             else:
                 # One factorisation for all starts.
-                single = PrecoderLink(comm.flatten(0, 1).to(torch.complex128), scenario.comm_power)
+                single = PrecoderProblem(
+                    comm.flatten(0, 1).to(torch.complex128), scenario.comm_power
+                )
                 which = torch.arange(batch * cells, device=own.device).view(batch, cells)
-                link = single.select(repeated(which))
+                downlinks = single.select(repeated(which))
         starts = torch.arange(count, device=own.device)[None, :, None].expand(batch, -1, cells)
-        return Problems(link, repeated(radar), served, starts)
+        return Problems(downlinks, repeated(radar), served, starts)
 
-    def _avoiding(self, problems: Problems) -> Tensor:
+    def _avoid_users(self, problems: Problems) -> Tensor:
         """V (n, M_R, r) that spares the served users: (I + c Σ f* fᵀ)⁻¹ V_best, normalised."""
         radar, served = problems.radar, problems.served
         strength = radar.abs().square().mean((-2, -1)).clamp_min(1e-30)
         weights = _AVOIDANCE * served / strength[:, None]
         gram = radar.mH @ (weights.unsqueeze(-1) * radar)
         gram.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        streams, _ = torch.linalg.solve_ex(gram, self._best_streams(len(gram)))
+        streams, _ = torch.linalg.solve_ex(gram, self._repeat_best(len(gram)))
         return normalise_rows(streams, self.scenario.radar_power)
 
-    def _noise(self, radar: Tensor, streams: Tensor) -> Tensor:
+    def _compute_noise(self, radar: Tensor, streams: Tensor) -> Tensor:
         """Noise plus radar power of each user, (n, K), in W, in double precision."""
         return self.scenario.noise_power + radar_interference(radar, streams).double()
 
-    def _loss(self, streams: Tensor) -> Tensor:
+    def _compute_loss(self, streams: Tensor) -> Tensor:
         """L_r (n,) of V (n, M_R, r)."""
         covariance = (streams @ streams.mH).unflatten(0, (-1, self.scenario.num_cells))
         return self._exact.loss(covariance).flatten()
 
-    def _best_streams(self, count: int) -> Tensor:
+    def _repeat_best(self, count: int) -> Tensor:
         """The best beampattern for each of n problems, (n, M_R, r)."""
         cells = self.scenario.num_cells
         return self._best.expand(count // cells, -1, -1, -1).flatten(0, 1)
 
-    def _made_feasible(self, streams: Tensor) -> Tensor:
+    def _make_feasible(self, streams: Tensor) -> Tensor:
         """V (n, M_R, r), those that exceed ε moved towards the best until they do not."""
         power = self.scenario.radar_power
         limit = (1.0 + _MARGIN) * self.scenario.sensing_threshold
-        outside = self._loss(streams) > limit
+        outside = self._compute_loss(streams) > limit
         if not bool(outside.any()):
             return streams
-        best = self._best_streams(len(streams))
+        best = self._repeat_best(len(streams))
         # Turned so that the path between the two is short; R does not change by that.
         left, _, right = torch.linalg.svd(best.mH @ streams)
         best = best @ (left @ right)
@@ -249,12 +252,12 @@ class CoordinatedPolicy(SystemPolicy):
         for _ in range(14):
             middle = 0.5 * (low + high)
             trial = normalise_rows((1.0 - middle) * streams + middle * best, power)
-            over = (self._loss(trial) > limit)[:, None, None]
+            over = (self._compute_loss(trial) > limit)[:, None, None]
             low, high = torch.where(over, middle, low), torch.where(over, high, middle)
             inside = torch.where(over, inside, trial)
         return torch.where(outside[:, None, None], inside, streams)
 
-    def _completed(
+    def _complete(
         self,
         problems: Problems,
         streams: Tensor,
@@ -274,10 +277,10 @@ class CoordinatedPolicy(SystemPolicy):
             priced: Whether the multipliers are prices in bit/s/Hz; otherwise L_r <= ε is enforced.
         """
         if not priced:
-            streams = self._made_feasible(streams)
-        link, noise = problems.link, self._noise(problems.radar, streams)
-        run = maximise_rate(link, iterate, noise, max_iterations=200)
-        loss = self._loss(streams)
+            streams = self._make_feasible(streams)
+        downlinks, noise = problems.downlinks, self._compute_noise(problems.radar, streams)
+        run = maximise_rate(downlinks, iterate, noise, max_iterations=200)
+        loss = self._compute_loss(streams)
         excess = loss / self.scenario.sensing_threshold - 1.0
         merit = run.rate - (multiplier * excess if priced else torch.zeros_like(excess)).double()
         chosen = problems.flat_index(merit.view(problems.starts.shape).argmax(1, keepdim=True))
@@ -287,12 +290,12 @@ class CoordinatedPolicy(SystemPolicy):
             return picked
 
         precoders = None
-        if isinstance(link, PrecoderLink):
-            precoders = link.precoders(run.iterate).to(streams.dtype)
+        if isinstance(downlinks, PrecoderProblem):
+            precoders = downlinks.precoders(run.iterate).to(streams.dtype)
             powers = precoders.abs().square().sum(-2)
         else:
-            assert isinstance(link, PowerLink)
-            powers = link.powers(run.iterate).to(loss.dtype)
+            assert isinstance(downlinks, PowerProblem)
+            powers = downlinks.powers(run.iterate).to(loss.dtype)
         return CoordinatedDesign(
             precoders=None if precoders is None else pick(precoders),
             powers=pick(powers),

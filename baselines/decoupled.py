@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isac_gym.codec import own_channels
 from isac_gym.physics.links import radar_interference
 from isac_gym.policy import SystemPolicy
+from isac_gym.system.codec import select_own_channels
 
 __all__ = ["DecoupledPolicy", "DirectedPolicy"]
 
@@ -56,7 +56,7 @@ class DecoupledPolicy(SystemPolicy):
         Args:
             gains: abs(g_kᵀd_l)² for user k and the direction of user l, (n, J, K, K); under
                 contention zero where either is not served.
-            noise_power: As in :meth:`precoders`.
+            noise_power: Noise plus the radar power of the own station, (n, J, K), in W.
 
         Returns:
             p_k, shape (n, J, K), in W.
@@ -66,7 +66,7 @@ class DecoupledPolicy(SystemPolicy):
         """See :meth:`SystemPolicy.act`."""
         scenario, codec = self.scenario, self.system.codec
         estimates = codec.channels(observation)
-        own = own_channels(estimates)
+        own = select_own_channels(estimates)
         radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
         noise = scenario.noise_power + radar_interference(radar, self._streams)
         access = None

@@ -15,16 +15,18 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy, Problems
-from isac_gym.baselines.objectives import LeakageObjective, RateObjective
-from isac_gym.channels import ChannelProcess
+from isac_gym.channels.process import ChannelProcess
 from isac_gym.physics.links import radar_interference
-from isac_gym.physics.waveform import CoarseSensing, Sensing, WaveformSearch
-from isac_gym.validation import choice, integer, not_allowed, real
+from isac_gym.physics.sensing.coarse import CoarseSensing, Sensing
+from isac_gym.registry import register_baseline
+from isac_gym.solvers.objectives import LeakageObjective, RateObjective
+from isac_gym.solvers.price import Prices, settle_prices
+from isac_gym.solvers.waveform import WaveformSearch
+from isac_gym.validation import check_choice, check_integer, check_real, not_allowed
 
 __all__ = ["JointConstraint", "JointOracle"]
 
@@ -35,15 +37,38 @@ _SCREENING: Final = ((6.0, 8, 8), (6.0, 12, 3), (3.0, 30, 0))
 _MULTIPLIER = 20.0
 _PENALTY = 2000.0
 _NULLING_ITERATIONS = 30
-_MOST_PRICES = 16
-_LOG_PRICES: Final = (-14.0, 9.0)
+_LEAST_LOG_PRICE: Final = -14.0
 
 
+@register_baseline(
+    "communication-only",
+    "highest rate of each station, whatever the sensing loss",
+    options={"constraint": "expected", "price": 0.0},
+    controls=("power", "beamforming"),
+    radars=("learned",),
+    rank=50,
+)
+@register_baseline(
+    "joint",
+    "joint optimum of each station, threshold kept on every channel",
+    controls=("power", "beamforming"),
+    radars=("learned",),
+    rank=51,
+)
+@register_baseline(
+    "joint-expected",
+    "joint optimum of each station, threshold kept on the mean",
+    options={"constraint": "expected"},
+    controls=("power", "beamforming"),
+    radars=("learned",),
+    rank=52,
+)
 class JointOracle(CoordinatedPolicy):
     """Precoder and waveform that maximise the spectral efficiency under L_r <= ε.
 
     Args:
-        env: As in :class:`CoordinatedPolicy`.
+        env: Environment whose scenario the policy is for, with ``radar="learned"`` and control
+            ``"beamforming"`` or ``"power"``.
         constraint: ``"per_channel"``: L_r <= ε on every channel. ``"expected"``: the mean of L_r
             over channels equals ε at every station, reached by one price on L_r for all channels.
             The price is found on channels drawn from the environment's channel model when first
@@ -83,7 +108,7 @@ class JointOracle(CoordinatedPolicy):
     ) -> None:
         super().__init__(env)
         scenario = self.scenario
-        self.constraint: JointConstraint = choice("constraint", constraint, JointConstraint)
+        self.constraint: JointConstraint = check_choice("constraint", constraint, JointConstraint)
         self._prices: Tensor | None = None
         if price is not None:
             if constraint != "expected":
@@ -93,18 +118,20 @@ class JointOracle(CoordinatedPolicy):
             values = [*price] if isinstance(price, Sequence) else [price] * cells
             if len(values) != cells:
                 raise not_allowed("price", price, allowed)
-            checked = [real("price", value, allowed, lambda x: x >= 0) for value in values]
+            checked = [check_real("price", value, allowed, lambda x: x >= 0) for value in values]
             self._prices = torch.tensor(checked, device=self.system.device)
         if num_starts is not None:
-            integer("num_starts", num_starts, 1)
-        self.seed = integer("seed", seed, 0)
+            check_integer("num_starts", num_starts, 1)
+        self.seed = check_integer("seed", seed, 0)
         contends = scenario.scheduling == "contention"
-        self.starts = _subsets(scenario.num_users, num_starts, contends, seed)
-        self.refined = min(integer("refined", refined, 1), len(self.starts))
-        self.iterations = integer("iterations", iterations, 1)
-        self.tolerance = real("tolerance", tolerance, "a number >= 0", lambda value: value >= 0)
-        self.max_iterations = integer("max_iterations", max_iterations, 1)
-        self.calibration_channels = integer("calibration_channels", calibration_channels, 1)
+        self.starts = _choose_subsets(scenario.num_users, num_starts, contends, seed)
+        self.refined = min(check_integer("refined", refined, 1), len(self.starts))
+        self.iterations = check_integer("iterations", iterations, 1)
+        self.tolerance = check_real(
+            "tolerance", tolerance, "a number >= 0", lambda value: value >= 0
+        )
+        self.max_iterations = check_integer("max_iterations", max_iterations, 1)
+        self.calibration_channels = check_integer("calibration_channels", calibration_channels, 1)
         self._model = env.unwrapped.channel_model
         # The squared forms of the cross-correlation are fast as they are.
         self._coarse: dict[float, Sensing] = {}
@@ -144,66 +171,43 @@ class JointOracle(CoordinatedPolicy):
             ValueError: If the channels are not those of the scenario, or no price keeps ε.
         """
         self._check(channels)
-        with torch.inference_mode():
-            return tuple(self._root(channels, tolerance).tolist())
 
-    def _root(self, channels: Tensor, tolerance: float) -> npt.NDArray[np.float64]:
-        """Prices by regula falsi in their logarithm, for all stations at once."""
-
-        def mean(prices: npt.NDArray[np.float64] | None, field: str) -> npt.NDArray[np.float64]:
+        def mean(prices: Prices | None, field: str) -> Prices:
             given = None
             if prices is not None:
                 given = torch.tensor(prices, dtype=torch.float32, device=self.system.device)
-            parts = [getattr(self._designed(part, given), field) for part in self._chunks(channels)]
-            found: npt.NDArray[np.float64] = torch.cat(parts).double().mean(0).cpu().numpy()
+            parts = [getattr(self._design_at(part, given), field) for part in self._split(channels)]
+            found: Prices = torch.cat(parts).double().mean(0).cpu().numpy()
             return found
 
-        cells = self.scenario.num_cells
-        binds = mean(np.zeros(cells), "excess") > 0.0
-        # What ε is worth where it is kept on every channel is a good guess.
-        guess = mean(None, "multiplier").clip(*np.exp(_LOG_PRICES)) if binds.any() else binds
-        point = np.log(np.where(binds, guess, 1.0))
-        low, high = np.full(cells, -np.inf), np.full(cells, np.inf)
-        above, below = np.zeros(cells), np.zeros(cells)
-        aim = -0.5 * tolerance
-        for _ in range(_MOST_PRICES if binds.any() else 0):
-            excess = mean(np.where(binds, np.exp(point), 0.0), "excess")
-            over = excess > 0.0
-            low, above = np.where(over, point, low), np.where(over, excess, above)
-            high, below = np.where(over, high, point), np.where(over, below, excess)
-            done = ~binds | (~over & (excess >= -tolerance)) | (high - low < 1e-3)
-            if done.all():
-                break
-            with np.errstate(invalid="ignore", divide="ignore"):
-                share = ((above - aim) / (above - below)).clip(0.1, 0.9)
-                inside = low + share * (high - low)
-            # Outside a bracket yet: the mean falls by about a quarter as the price is e-folded.
-            outside = point + np.sign(excess - aim) * (4.0 * np.abs(excess - aim)).clip(0.02, 1.0)
-            bracketed = np.isfinite(low) & np.isfinite(high)
-            point = np.where(done, point, np.where(bracketed, inside, outside)).clip(*_LOG_PRICES)
-        if not np.isfinite(high[binds]).all():
-            raise ValueError(
-                f"sensing_threshold must be kept by the mean at some price, got "
-                f"{self.scenario.sensing_threshold!r}, which no price up to "
-                f"{math.exp(_LOG_PRICES[1]):.0f} does on these channels"
+        with torch.inference_mode():
+            found = settle_prices(
+                lambda prices: mean(prices, "excess"),
+                # What ε is worth where it is kept on every channel is a good guess.
+                lambda: np.log(np.maximum(mean(None, "multiplier"), 1e-9)),
+                self.scenario.num_cells,
+                method="together",
+                tolerance=tolerance,
+                least=_LEAST_LOG_PRICE,
+                limit=("sensing_threshold", self.scenario.sensing_threshold),
             )
-        return np.where(binds, np.exp(high), 0.0)
+        return tuple(found.tolist())
 
     def _design(self, channels: Tensor) -> CoordinatedDesign:
         if self.constraint == "per_channel":
-            return self._designed(channels, None)
+            return self._design_at(channels, None)
         _ = self.price  # found when first needed
-        return self._designed(channels, self._prices)
+        return self._design_at(channels, self._prices)
 
-    def _designed(self, channels: Tensor, prices: Tensor | None) -> CoordinatedDesign:
+    def _design_at(self, channels: Tensor, prices: Tensor | None) -> CoordinatedDesign:
         """Designs at given prices (J,), or with L_r <= ε enforced."""
-        whole, streams, iterate, multiplier = self._narrowed(channels, prices)
+        whole, streams, iterate, multiplier = self._screen_starts(channels, prices)
         change = torch.full_like(multiplier, math.inf)
         problems, index = whole, torch.arange(len(multiplier), device=multiplier.device)
-        sensing = self._sensing(prices, None)
+        sensing = self._choose_sensing(prices, None)
         done, iterations = 0, self.iterations
         while True:
-            objective, search = self._begin(
+            objective, search = self._begin_search(
                 sensing, problems, streams[index], iterate[index], multiplier[index], prices, 3
             )
             late = -(-iterations // 4)
@@ -218,32 +222,36 @@ class JointOracle(CoordinatedPolicy):
             if done >= self.max_iterations or not bool(moving.any()):
                 break
             problems, index = whole.of_channels(moving)
-        return self._completed(
+        return self._complete(
             whole, streams, iterate, multiplier, change, priced=prices is not None
         )
 
-    def _sensing(self, prices: Tensor | None, step_deg: float | None) -> Sensing | None:
+    def _choose_sensing(self, prices: Tensor | None, step_deg: float | None) -> Sensing | None:
         """The loss on a grid of that spacing, or exact; None where it costs nothing."""
         if prices is not None and not bool(prices.any()):
             return None
         return self._exact if step_deg is None else self._coarse.get(step_deg, self._exact)
 
-    def _narrowed(
+    def _screen_starts(
         self, channels: Tensor, prices: Tensor | None
     ) -> tuple[Problems, Tensor, Tensor, Tensor]:
         """The starts to refine, found on coarse grids: problems, V, iterates and multipliers."""
-        problems = self._problems(channels)
+        problems = self._pose_problems(channels)
         count = len(problems.served)
         if prices is None:
             multiplier = torch.full_like(problems.served[:, 0], _MULTIPLIER)
         else:
             multiplier = prices.to(problems.served.dtype).repeat(count // len(prices))
-        streams = self._starting_streams(problems, multiplier, prices)
-        noise = self._noise(problems.radar, streams)
-        iterate = problems.link.start("rzf", noise, problems.served.double(), torch.Generator())
+        streams = self._find_starting_streams(problems, multiplier, prices)
+        noise = self._compute_noise(problems.radar, streams)
+        iterate = problems.downlinks.start(
+            "rzf", noise, problems.served.double(), torch.Generator()
+        )
         for step_deg, iterations, kept in _SCREENING:
-            sensing = self._sensing(prices, step_deg)
-            objective, search = self._begin(sensing, problems, streams, iterate, multiplier, prices)
+            sensing = self._choose_sensing(prices, step_deg)
+            objective, search = self._begin_search(
+                sensing, problems, streams, iterate, multiplier, prices
+            )
             search.run(iterations)
             value = search.value.view(problems.starts.shape)
             among = value.topk(
@@ -255,7 +263,7 @@ class JointOracle(CoordinatedPolicy):
             multiplier = search.multiplier[index]
         return problems, streams, iterate, multiplier
 
-    def _starting_streams(
+    def _find_starting_streams(
         self, problems: Problems, multiplier: Tensor, prices: Tensor | None
     ) -> Tensor:
         """V that spares the users of each start, (n, M_R, r); in the first by null steering.
@@ -264,12 +272,12 @@ class JointOracle(CoordinatedPolicy):
         find them can miss: it gives a user up who already suffers.
         """
         scenario = self.scenario
-        streams = self._avoiding(problems)
+        streams = self._avoid_users(problems)
         first = problems.flat_index(torch.zeros_like(problems.starts[:, :1]))
         radar, served = problems.radar[first], problems.served[first]
         offset = torch.full_like(served[:, 0], scenario.noise_power)
         search = WaveformSearch(
-            self._sensing(prices, _SCREENING[0][0]),
+            self._choose_sensing(prices, _SCREENING[0][0]),
             scenario.sensing_threshold,
             radar,
             scenario.radar_power,
@@ -283,7 +291,7 @@ class JointOracle(CoordinatedPolicy):
         streams[first] = search.streams
         return streams
 
-    def _begin(
+    def _begin_search(
         self,
         sensing: Sensing | None,
         problems: Problems,
@@ -294,7 +302,9 @@ class JointOracle(CoordinatedPolicy):
         wmmse_iterations: int = 2,
     ) -> tuple[RateObjective, WaveformSearch]:
         scenario = self.scenario
-        objective = RateObjective(problems.link, scenario.noise_power, iterate, wmmse_iterations)
+        objective = RateObjective(
+            problems.downlinks, scenario.noise_power, iterate, wmmse_iterations
+        )
         search = WaveformSearch(
             sensing,
             scenario.sensing_threshold,
@@ -309,7 +319,7 @@ class JointOracle(CoordinatedPolicy):
         return objective, search
 
 
-def _subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tensor:
+def _choose_subsets(users: int, wanted: int | None, contends: bool, seed: int) -> Tensor:
     """Users that each start is for, (c, K)."""
     if contends:
         return torch.eye(users)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
-from isac_gym.validation import integer
+from isac_gym.registry import register_baseline
+from isac_gym.validation import check_integer
 
 __all__ = ["EqualPower", "RandomPower"]
 
@@ -23,13 +24,26 @@ class _FixedDirections(DirectedPolicy):
             scenario.precoder_directions, channels, scenario.noise_power, scenario.comm_power
         )
 
-    def _limited(self, name: str, value: float | None) -> float | None:
+    def _check_limit(self, name: str, value: float | None) -> float | None:
         budget = self.scenario.comm_power
         if value is not None and not 0.0 <= value <= budget:
             raise ValueError(f"{name} must be None or a number in [0, {budget:g}] W, got {value!r}")
         return value
 
 
+@register_baseline(
+    "equal-power",
+    "the budget shared equally along fixed directions",
+    controls=("power", "beamforming"),
+    rank=10,
+)
+@register_baseline(
+    "equal-power-paper",
+    "0.1 W for every user, as in the paper",
+    options={"power": 0.1},
+    controls=("power", "beamforming"),
+    rank=11,
+)
 class EqualPower(_FixedDirections):
     """The same power for every user.
 
@@ -44,7 +58,7 @@ class EqualPower(_FixedDirections):
 
     def __init__(self, env: Any, power: float | None = None) -> None:
         super().__init__(env)
-        self.power = self._limited("power", power)
+        self.power = self._check_limit("power", power)
 
     def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
         """See :meth:`DirectedPolicy.shares`."""
@@ -54,6 +68,19 @@ class EqualPower(_FixedDirections):
         return torch.full(shape, each, device=device)
 
 
+@register_baseline(
+    "random-power",
+    "the budget shared at random along fixed directions",
+    controls=("power", "beamforming"),
+    rank=12,
+)
+@register_baseline(
+    "random-power-paper",
+    "uniform between 0 and 0.1 W for every user, as in the paper",
+    options={"highest": 0.1},
+    controls=("power", "beamforming"),
+    rank=13,
+)
 class RandomPower(_FixedDirections):
     """Random powers, drawn anew for every observation.
 
@@ -69,8 +96,8 @@ class RandomPower(_FixedDirections):
 
     def __init__(self, env: Any, highest: float | None = None, seed: int = 0) -> None:
         super().__init__(env)
-        self.highest = self._limited("highest", highest)
-        self._rng = np.random.default_rng(integer("seed", seed, 0))
+        self.highest = self._check_limit("highest", highest)
+        self._rng = np.random.default_rng(check_integer("seed", seed, 0))
 
     def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
         """See :meth:`DirectedPolicy.shares`."""

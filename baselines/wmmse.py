@@ -1,355 +1,24 @@
-r"""Weighted sum-MSE minimisation (WMMSE): locally optimal precoders and powers for the sum rate.
-
-Shi, Razaviyayn, Luo and He, 2011, for precoders; Sun et al., 2018, for powers along fixed
-directions. Both under one sum power budget; see :mod:`isac_gym.baselines.links` for the form.
-"""
+"""WMMSE as a reference: the communication converged, the radar at its best beampattern."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from isac_gym.baselines.decoupled import DecoupledPolicy
-from isac_gym.baselines.links import Link, PowerLink, PrecoderLink, Start
-from isac_gym.validation import choice, integer, real
+from isac_gym.registry import register_baseline
+from isac_gym.solvers.rate_problems import Start
+from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
+from isac_gym.validation import check_choice, check_integer, check_real
 
-__all__ = [
-    "WMMSE",
-    "WMMSESolution",
-    "maximise_rate",
-    "scalar_wmmse",
-    "wmmse",
-]
-
-_QUIET = 3
-"""Iterations in a row whose relative increase is within the tolerance before one stops."""
-_CHECK_EVERY = 8
-_TINY = 1e-300
+__all__ = ["WMMSE"]
 
 
-@dataclasses.dataclass(frozen=True)
-class WMMSESolution:
-    """Solutions of a batch of problems with leading dimensions (...).
-
-    Attributes:
-        precoders: F, complex128 (..., M_C, K), in √W; None from :func:`scalar_wmmse`.
-        powers: ‖F_k‖² or p_k, (..., K), in W.
-        rate: Sum rate, (...), in bit/s/Hz.
-        start: Index of the start that led to the solution, (...).
-        iterations: Iterations of that start, (...).
-        increase: Relative increase of the rate in its last iteration, (...).
-        converged: Whether it ended by tolerance and not by the cap, (...).
-    """
-
-    precoders: Tensor | None
-    powers: Tensor
-    rate: Tensor
-    start: Tensor
-    iterations: Tensor
-    increase: Tensor
-    converged: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    iterate: Tensor
-    rate: Tensor
-    iterations: Tensor
-    increase: Tensor
-    converged: Tensor
-
-
-def maximise_rate(
-    link: Link,
-    iterate: Tensor,
-    noise: Tensor,
-    *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    momentum: bool = True,
-    history: list[Tensor] | None = None,
-) -> _Run:
-    """Iterate until the rate no longer increases.
-
-    With momentum an iterate is extrapolated from the last two images, as in Nesterov's method, and
-    discarded when the rate would fall: the rate never decreases, and the slow end, in which the
-    power of some users goes to zero, is several times shorter.
-
-    Args:
-        link: The downlinks.
-        iterate: Where to start.
-        noise: σ² > 0, (n, K), in W.
-        tolerance: Relative increase of the rate, three times in a row, at which a problem ends.
-        max_iterations: Iterations after which a problem ends in any case.
-        momentum: Whether to extrapolate.
-        history: If given, the rates (n,) of all iterations are appended; all problems then run on
-            to the last iteration.
-
-    Returns:
-        The best iterates, with rate, iterations, last relative increase and whether they converged.
-    """
-    count = len(noise)
-    final = _Run(
-        iterate.clone(),
-        noise.new_zeros(count),
-        torch.zeros(count, dtype=torch.int64, device=noise.device),
-        torch.full_like(noise[:, 0], math.inf),
-        torch.zeros(count, dtype=torch.bool, device=noise.device),
-    )
-    where = torch.arange(count, device=noise.device)
-    shape = (-1,) + (1,) * (iterate.ndim - 1)
-    best = iterate
-    point = link.iterate(iterate, noise)
-    rate, image = point.rate, point.image
-    candidate = image
-    if history is not None:
-        history.append(rate)
-    age = torch.ones_like(rate)
-    quiet = torch.zeros_like(final.iterations)
-    increase = torch.full_like(rate, math.inf)
-    for iteration in range(1, max_iterations + 1):
-        point = link.iterate(candidate, noise)
-        better = point.rate >= rate
-        grown = torch.where(better, point.rate - rate, 0.0) / rate.clamp_min(_TINY)
-        # A discarded extrapolation says nothing about how far the rate can still grow.
-        plain = age <= 1
-        increase = torch.where(better | plain, grown, increase)
-        small = increase <= tolerance
-        quiet = torch.where(small, quiet + 1, 0)
-        mask = better.view(shape)
-        best = torch.where(mask, candidate, best)
-        rate = torch.where(better, point.rate, rate)
-        previous, image = image, torch.where(mask, point.image, image)
-        if momentum:
-            age = torch.where(better, age + 1, 1.0)
-            weight = ((age - 1) / (age + 2)).view(shape)
-            candidate = image + weight * (image - previous)
-        else:
-            candidate = image
-        if history is not None:
-            history.append(rate)
-            done = torch.zeros_like(better)
-        else:
-            done = quiet >= _QUIET
-        last = iteration == max_iterations
-        if not (last or iteration % _CHECK_EVERY == 0):
-            continue
-        ended = (done | last).nonzero().squeeze(-1)
-        if len(ended) == 0:
-            continue
-        into = where[ended]
-        final.iterate[into], final.rate[into] = best[ended], rate[ended]
-        final.iterations[into], final.increase[into] = iteration, increase[ended]
-        final.converged[into] = (quiet >= _QUIET)[ended]
-        running = (~done).nonzero().squeeze(-1)
-        if last or len(running) == 0:
-            break
-        where, link, noise = where[running], link.select(running), noise[running]
-        best, candidate, image = best[running], candidate[running], image[running]
-        rate, age, quiet, increase = rate[running], age[running], quiet[running], increase[running]
-    return final
-
-
-def _served(index: int, noise: Tensor, rng: torch.Generator) -> Tensor:
-    """Who is served by a start: everybody in the first, random subsets afterwards."""
-    if index == 0:
-        return torch.ones_like(noise)
-    drawn = torch.rand(noise.shape, dtype=noise.dtype, generator=rng).to(noise.device)
-    keep = torch.rand(noise[:, :1].shape, dtype=noise.dtype, generator=rng).to(noise.device)
-    served = (drawn < keep.clamp_min(0.3)).to(noise.dtype)
-    return torch.where(served.sum(-1, keepdim=True) > 0, served, 1.0)
-
-
-def _best_of_starts(
-    link: Link, noise: Tensor, start: Start, num_starts: int, seed: int, **options: Any
-) -> tuple[_Run, Tensor]:
-    """The best solution over the starts, and the index of its start."""
-    rng = torch.Generator().manual_seed(seed)
-    best, chosen = None, torch.zeros(len(noise), dtype=torch.int64, device=noise.device)
-    for index in range(num_starts):
-        # In turn: the wanted start for a random subset of the users, and a random point.
-        kind: Start = "random" if index and index % 2 == 0 else start
-        served = _served(index, noise, rng)
-        run = maximise_rate(link, link.start(kind, noise, served, rng), noise, **options)
-        if best is None:
-            best = run
-            continue
-        better = run.rate > best.rate
-        chosen = torch.where(better, index, chosen)
-        best = _Run(
-            *(
-                torch.where(better.view((-1,) + (1,) * (new.ndim - 1)), new, old)
-                for new, old in zip(
-                    (getattr(run, field.name) for field in dataclasses.fields(_Run)),
-                    (getattr(best, field.name) for field in dataclasses.fields(_Run)),
-                    strict=True,
-                )
-            )
-        )
-    assert best is not None
-    return best, chosen
-
-
-def wmmse(
-    channels: Tensor,
-    noise_power: Tensor | float,
-    power: float,
-    *,
-    start: Start = "rzf",
-    num_starts: int = 1,
-    seed: int = 0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    momentum: bool = True,
-) -> WMMSESolution:
-    """Precoders that maximise the sum rate locally, for a batch of channels.
-
-    Args:
-        channels: G with row k = g_kᵀ, complex (..., K, M_C).
-        noise_power: σ² > 0, noise plus whatever interference the precoder cannot change, in W; a
-            number or a tensor that broadcasts to (..., K).
-        power: Budget P on Σ_k ‖F_k‖², in W.
-        start: First start: regularised zero forcing, maximum ratio, zero forcing (each with equal
-            powers) or a random precoder.
-        num_starts: Starts; those after the first serve random subsets of the users or are random
-            precoders, in turn. The best solution is returned.
-        seed: Seed of the random starts.
-        tolerance: A problem ends once its rate has increased by at most this, relative, three
-            iterations in a row.
-        max_iterations: Iterations after which a problem ends in any case.
-        momentum: Whether iterates are extrapolated (see :func:`maximise_rate`); without, this is
-            the plain fixed-point iteration.
-
-    Returns:
-        The solutions, in double precision. Users that cannot be reached get no power.
-
-    Raises:
-        ValueError: If an argument is not allowed or holds entries that are not finite.
-    """
-    choice("start", start, Start)
-    integer("num_starts", num_starts, 1)
-    if channels.ndim < 2 or not channels.is_complex() or 0 in channels.shape[-2:]:
-        raise ValueError(
-            f"channels must be complex of shape (..., K, M_C), got {channels.dtype} "
-            f"{tuple(channels.shape)}"
-        )
-    lead = channels.shape[:-2]
-    noise = _checked(noise_power, power, channels, tolerance, max_iterations, seed)
-    flat = channels.reshape(math.prod(lead), *channels.shape[-2:]).to(torch.complex128)
-    link = PrecoderLink(flat, power)
-    run, chosen = _best_of_starts(
-        link,
-        noise,
-        start,
-        num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        momentum=momentum,
-    )
-    precoders = link.precoders(run.iterate)
-    powers = precoders.abs().square().sum(-2)
-    return _solution(run, chosen, lead, precoders=precoders, powers=powers)
-
-
-def scalar_wmmse(
-    gains: Tensor,
-    noise_power: Tensor | float,
-    power: float,
-    *,
-    num_starts: int = 1,
-    seed: int = 0,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1000,
-    momentum: bool = True,
-) -> WMMSESolution:
-    """Powers along fixed directions that maximise the sum rate locally.
-
-    Args:
-        gains: abs(g_kᵀd_l)² for user k and the unit direction d_l of user l, (..., K, K).
-        noise_power: As in :func:`wmmse`.
-        power: Budget P on Σ_k p_k, in W; it is used up, since raising all powers raises all SINRs.
-        num_starts: Starts: equal power, then random subsets of the users and random powers in turn.
-        seed: As in :func:`wmmse`.
-        tolerance: As in :func:`wmmse`.
-        max_iterations: As in :func:`wmmse`.
-        momentum: As in :func:`wmmse`.
-
-    Returns:
-        The solutions, in double precision, without precoders.
-
-    Raises:
-        ValueError: If an argument is not allowed or holds entries that are not finite.
-    """
-    integer("num_starts", num_starts, 1)
-    if gains.ndim < 2 or gains.shape[-1] != gains.shape[-2] or gains.is_complex():
-        raise ValueError(
-            f"gains must be real of shape (..., K, K), got {gains.dtype} {tuple(gains.shape)}"
-        )
-    if bool((gains < 0).any()):
-        raise ValueError(f"gains must be >= 0, got {float(gains.min())}")
-    lead = gains.shape[:-2]
-    noise = _checked(noise_power, power, gains, tolerance, max_iterations, seed)
-    link = PowerLink(gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), power)
-    run, chosen = _best_of_starts(
-        link,
-        noise,
-        "rzf",
-        num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        momentum=momentum,
-    )
-    return _solution(run, chosen, lead, precoders=None, powers=link.powers(run.iterate))
-
-
-def _checked(
-    noise_power: Tensor | float,
-    power: float,
-    like: Tensor,
-    tolerance: float,
-    max_iterations: int,
-    seed: int,
-) -> Tensor:
-    """σ² broadcast to (n, K) in double precision, once all arguments are checked."""
-    real("power", power, "a finite number > 0", lambda value: value > 0)
-    real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
-    integer("max_iterations", max_iterations, 1)
-    integer("seed", seed, 0)
-    noise = torch.as_tensor(noise_power, dtype=torch.float64, device=like.device)
-    if not bool((torch.isfinite(noise) & (noise > 0)).all()):
-        raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
-    if not bool(torch.isfinite(like).all()):
-        name = "channels" if like.is_complex() else "gains"
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
-    shape = like.shape[:-1]
-    try:
-        return noise.expand(shape).reshape(math.prod(shape[:-1]), shape[-1])
-    except RuntimeError as error:
-        raise ValueError(
-            f"noise_power must broadcast to {tuple(shape)}, got shape {tuple(noise.shape)}"
-        ) from error
-
-
-def _solution(
-    run: _Run, chosen: Tensor, lead: torch.Size, precoders: Tensor | None, powers: Tensor
-) -> WMMSESolution:
-    return WMMSESolution(
-        precoders=None if precoders is None else precoders.view(*lead, *precoders.shape[1:]),
-        powers=powers.view(*lead, powers.shape[-1]),
-        rate=run.rate.view(lead),
-        start=chosen.view(lead),
-        iterations=run.iterations.view(lead),
-        increase=run.increase.view(lead),
-        converged=run.converged.view(lead),
-    )
-
-
+@register_baseline(
+    "wmmse", "converged WMMSE, best beampattern", controls=("power", "beamforming"), rank=30
+)
 class WMMSE(DecoupledPolicy):
     """Converged WMMSE for the communication, the best beampattern for the radar.
 
@@ -359,11 +28,12 @@ class WMMSE(DecoupledPolicy):
 
     Args:
         env: Environment whose scenario the policy is for.
-        start: As in :func:`wmmse`; power control starts from equal powers.
-        num_starts: As in :func:`wmmse`.
-        seed: As in :func:`wmmse`.
-        tolerance: As in :func:`wmmse`.
-        max_iterations: As in :func:`wmmse`.
+        start: First start of the precoders: ``"rzf"``, ``"mrt"``, ``"zf"`` or ``"random"``; power
+            control starts from equal powers.
+        num_starts: Starts; those after the first serve random subsets of the users or are random.
+        seed: Seed of the random starts.
+        tolerance: Relative increase of the rate, three times in a row, at which a problem ends.
+        max_iterations: Iterations after which a problem ends in any case.
 
     Raises:
         ValueError: If the control mode is another one, or an option is not allowed.
@@ -384,12 +54,14 @@ class WMMSE(DecoupledPolicy):
     ) -> None:
         super().__init__(env)
         self._options: dict[str, Any] = {
-            "num_starts": integer("num_starts", num_starts, 1),
-            "seed": integer("seed", seed, 0),
-            "tolerance": real("tolerance", tolerance, "a number >= 0", lambda value: value >= 0),
-            "max_iterations": integer("max_iterations", max_iterations, 1),
+            "num_starts": check_integer("num_starts", num_starts, 1),
+            "seed": check_integer("seed", seed, 0),
+            "tolerance": check_real(
+                "tolerance", tolerance, "a number >= 0", lambda value: value >= 0
+            ),
+            "max_iterations": check_integer("max_iterations", max_iterations, 1),
         }
-        self._start = choice("start", start, Start)
+        self._start = check_choice("start", start, Start)
         self.converged_share = math.nan
 
     def precoders(self, channels: Tensor, noise_power: Tensor) -> Tensor:

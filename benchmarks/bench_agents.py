@@ -14,7 +14,7 @@ import torch
 import isac_gym  # noqa: F401
 from isac_gym.agents import PrimalDual
 from isac_gym.baselines import JointOracle
-from isac_gym.evaluation import evaluation_set
+from isac_gym.evaluation.channel_set import evaluation_set
 
 
 def _seconds(agent: Any, observation: Any, calls: int) -> float:
@@ -56,7 +56,7 @@ def bench_pretrained_against_joint(benchmark: Any, count: int) -> None:
 @pytest.mark.parametrize("preset", ["paper", "tuned"])
 def bench_training(benchmark: Any, preset: str) -> None:
     """A whole training at the default scenario, with the rate after each twentieth of it."""
-    from isac_gym.agents.callbacks import EvaluationCallback
+    from isac_gym.learning.callbacks import EvaluationCallback
 
     env = gym.make("ISAC-MISO-v0")
     agent = PrimalDual(env, preset, calibration_channels=0)

@@ -15,7 +15,7 @@ import torch
 
 import isac_gym  # noqa: F401
 from isac_gym.baselines import JointOracle, wmmse
-from isac_gym.physics.synthesis import best_beampattern
+from isac_gym.solvers.beampattern import best_beampattern
 
 pytest.importorskip("cvxpy")
 
@@ -32,7 +32,7 @@ TARGETS = [
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 def bench_beampattern(benchmark: Any, targets: tuple[float, ...], antennas: int) -> None:
     """The first-order search; the convex program is timed beside it."""
-    from isac_gym.baselines.beampattern import convex_beampattern
+    from isac_gym.solvers.convex import convex_beampattern
 
     design: dict[str, Any] = {
         "num_antennas": antennas,
@@ -62,7 +62,7 @@ def bench_beampattern(benchmark: Any, targets: tuple[float, ...], antennas: int)
 @pytest.mark.parametrize("channel", [0, 1, 2])
 def bench_joint_against_alternating_programs(benchmark: Any, channel: int) -> None:
     """WMMSE and a convex program for R in turn, from all users and from the oracle's weights."""
-    from isac_gym.baselines.beampattern import ConvexWaveform
+    from isac_gym.solvers.convex import ConvexWaveform
 
     env = gym.make("ISAC-MISO-v0")
     scenario = env.unwrapped.scenario

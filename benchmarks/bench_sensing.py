@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from isac_gym.physics.sensing import SensingModel
-from isac_gym.physics.steering import angular_grid, desired_pattern, steering_vectors
+from isac_gym.physics.array import angular_grid, desired_pattern, steering_vectors
+from isac_gym.physics.sensing.model import SensingModel
 
 _ANTENNAS = 12
 _TARGETS = (-70.0, 0.0, 40.0)

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as _gymnasium
 
 if TYPE_CHECKING:
-    from isac_gym.channels import (
-        ChannelModel,
-        FileChannels,
-        GaussMarkovChannel,
-        RayleighChannel,
-        RicianChannel,
-    )
-    from isac_gym.env import ISACEnv
+    from isac_gym.channels.base import ChannelModel
+    from isac_gym.channels.gauss_markov import GaussMarkovChannel
+    from isac_gym.channels.rayleigh import RayleighChannel
+    from isac_gym.channels.recorded import FileChannels
+    from isac_gym.channels.rician import RicianChannel
+    from isac_gym.envs.batched import ISACVectorEnv
+    from isac_gym.envs.single import ISACEnv
     from isac_gym.scenario import Scenario
-    from isac_gym.vector_env import ISACVectorEnv
 
 __all__ = [
     "ChannelModel",
@@ -45,8 +43,8 @@ _LAZY = {
     "ChannelModel": "isac_gym.channels",
     "FileChannels": "isac_gym.channels",
     "GaussMarkovChannel": "isac_gym.channels",
-    "ISACEnv": "isac_gym.env",
-    "ISACVectorEnv": "isac_gym.vector_env",
+    "ISACEnv": "isac_gym.envs.single",
+    "ISACVectorEnv": "isac_gym.envs.batched",
     "RayleighChannel": "isac_gym.channels",
     "RicianChannel": "isac_gym.channels",
     "Scenario": "isac_gym.scenario",
@@ -65,6 +63,6 @@ def __dir__() -> list[str]:
 
 _gymnasium.register(
     id="ISAC-MISO-v0",
-    entry_point="isac_gym.env:ISACEnv",
-    vector_entry_point="isac_gym.vector_env:ISACVectorEnv",
+    entry_point="isac_gym.envs.single:ISACEnv",
+    vector_entry_point="isac_gym.envs.batched:ISACVectorEnv",
 )

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from isac_gym.validation import choice, integer, not_allowed, real
+from isac_gym.validation import check_choice, check_integer, check_real, not_allowed
 
 __all__ = [
     "PRESETS",
@@ -37,11 +37,13 @@ GRID_STEP_DEG: Final = 1.0
 """Spacing of the angular grid in degrees; -90 ... 90 gives L = 181 directions."""
 
 
-def _angles(name: str, value: object) -> Angles:
+def _check_angles(name: str, value: object) -> Angles:
     allowed = "a non-empty sequence of distinct angles within [-90, 90] degrees"
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise not_allowed(name, value, allowed)
-    angles = tuple(real(name, angle, allowed, lambda a: -90.0 <= a <= 90.0) for angle in value)
+    angles = tuple(
+        check_real(name, angle, allowed, lambda a: -90.0 <= a <= 90.0) for angle in value
+    )
     if not angles or len(set(angles)) != len(angles):
         raise not_allowed(name, value, allowed)
     return angles
@@ -129,11 +131,14 @@ class Scenario:
             ("num_cells", 1),
             ("episode_length", 1),
         ):
-            put(name, integer(name, getattr(self, name), minimum))
+            put(name, check_integer(name, getattr(self, name), minimum))
         for name in ("antenna_spacing", "comm_power", "radar_power", "sensing_threshold"):
-            put(name, real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
+            put(name, check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
         for name in ("csi_error_variance", "intercell_gain"):
-            put(name, real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0))
+            put(
+                name,
+                check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0),
+            )
         for name, alias in (
             ("cross_correlation", CrossCorrelation),
             ("control", Control),
@@ -142,20 +147,23 @@ class Scenario:
             ("power_limit", PowerLimit),
             ("scheduling", Scheduling),
         ):
-            put(name, choice(name, getattr(self, name), alias))
+            put(name, check_choice(name, getattr(self, name), alias))
 
         decibels = "a number between -100 and 100 (dB)"
-        put("snr_db", real("snr_db", self.snr_db, decibels, lambda x: -100 <= x <= 100))
+        put("snr_db", check_real("snr_db", self.snr_db, decibels, lambda x: -100 <= x <= 100))
         width = "a number in (0, 180] degrees"
-        put("beam_width_deg", real("beam_width_deg", self.beam_width_deg, width, _is_width))
+        put("beam_width_deg", check_real("beam_width_deg", self.beam_width_deg, width, _is_width))
         if self.pattern_scale != "optimal":
             scale = "'optimal' or a finite number > 0"
-            put("pattern_scale", real("pattern_scale", self.pattern_scale, scale, lambda x: x > 0))
+            put(
+                "pattern_scale",
+                check_real("pattern_scale", self.pattern_scale, scale, lambda x: x > 0),
+            )
         if self.doppler is not None:
             rate = "None or a number in [0, 0.5]"
-            put("doppler", real("doppler", self.doppler, rate, lambda x: 0 <= x <= 0.5))
+            put("doppler", check_real("doppler", self.doppler, rate, lambda x: 0 <= x <= 0.5))
         if self.radar_streams is not None:
-            put("radar_streams", integer("radar_streams", self.radar_streams, 1))
+            put("radar_streams", check_integer("radar_streams", self.radar_streams, 1))
             if self.radar_streams > self.num_radar_antennas:
                 raise not_allowed(
                     "radar_streams",
@@ -173,9 +181,9 @@ class Scenario:
                 f"'mrt' or 'rzf' when num_users={self.num_users} exceeds "
                 f"num_comm_antennas={self.num_comm_antennas} (zero-forcing needs K <= M_C)",
             )
-        put("target_angles_deg", self._checked_targets())
+        put("target_angles_deg", self._check_targets())
 
-    def _checked_targets(self) -> Angles | tuple[Angles, ...]:
+    def _check_targets(self) -> Angles | tuple[Angles, ...]:
         name = "target_angles_deg"
         value: Any = self.target_angles_deg
         if isinstance(value, Iterator):
@@ -184,12 +192,12 @@ class Scenario:
             isinstance(entry, Iterable) and not isinstance(entry, (str, bytes)) for entry in value
         )
         if nested:
-            groups = tuple(_angles(name, entry) for entry in value)
+            groups = tuple(_check_angles(name, entry) for entry in value)
             if len(groups) != self.num_cells:
                 allowed = f"one set of angles for each of {self.num_cells} cells"
                 raise not_allowed(name, value, allowed)
         else:
-            groups = (_angles(name, value),)
+            groups = (_check_angles(name, value),)
         for angle in (angle for group in groups for angle in group):
             nearest = min(max(round(angle / GRID_STEP_DEG) * GRID_STEP_DEG, -90.0), 90.0)
             if abs(nearest - angle) > self.beam_width_deg / 2 + 1e-9:
@@ -287,7 +295,7 @@ class Scenario:
             ValueError: If ``sensing_threshold`` is below the attainable floor, which the message
                 names.
         """
-        from isac_gym.physics.synthesis import check_threshold
+        from isac_gym.solvers.beampattern import check_threshold
 
         for design in self.beampattern_designs():
             check_threshold(self.sensing_threshold, **design)
@@ -298,12 +306,12 @@ class Scenario:
         It depends neither on the channels nor on the SNR. With fewer streams than antennas it is
         the smallest that was found.
         """
-        from isac_gym.physics.synthesis import best_beampattern
+        from isac_gym.solvers.beampattern import best_beampattern
 
         return tuple(best_beampattern(**design).loss for design in self.beampattern_designs())
 
     def beampattern_designs(self) -> tuple[dict[str, Any], ...]:
-        """Arguments of :func:`~isac_gym.physics.synthesis.best_beampattern`, for each station."""
+        """Arguments of :func:`~isac_gym.solvers.beampattern.best_beampattern`, for each station."""
         return tuple(
             {
                 "num_antennas": self.num_radar_antennas,

@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, get_args
 
-__all__ = ["choice", "integer", "not_allowed", "real"]
+__all__ = ["check_choice", "check_integer", "check_real", "not_allowed"]
 
 
 def not_allowed(name: str, value: object, allowed: str) -> ValueError:
@@ -15,7 +15,7 @@ def not_allowed(name: str, value: object, allowed: str) -> ValueError:
     return ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
-def integer(name: str, value: object, minimum: int) -> int:
+def check_integer(name: str, value: object, minimum: int) -> int:
     """Check an integer.
 
     Raises:
@@ -26,7 +26,7 @@ def integer(name: str, value: object, minimum: int) -> int:
     return int(value)
 
 
-def real(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> float:
+def check_real(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> float:
     """Check a finite real number.
 
     Raises:
@@ -40,7 +40,7 @@ def real(name: str, value: object, allowed: str, test: Callable[[float], bool]) 
     return number
 
 
-def choice(name: str, value: object, alias: Any) -> Any:
+def check_choice(name: str, value: object, alias: Any) -> Any:
     """Check a value against the options of a ``Literal``.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +10,8 @@ import numpy.typing as npt
 
 from isac_gym import ChannelModel, RayleighChannel
 from isac_gym.agents import PrimalDual
-from isac_gym.agents.learner import LearningAgent
-from isac_gym.channels import Complex, Links
+from isac_gym.channels.base import Complex, Deployment
+from isac_gym.learning.agent import LearningAgent
 
 TOY: dict[str, Any] = {
     "num_users": 2,
@@ -44,7 +43,9 @@ def quick(env: Any, kind: type[LearningAgent] = PrimalDual, **settings: Any) -> 
 def weights(agent: LearningAgent) -> dict[str, npt.NDArray[Any]]:
     """The network's parameters and all of the multipliers' state."""
     found = {name: value.numpy().copy() for name, value in agent.network.state_dict().items()}
-    return found | {f"dual {k}": v.numpy().copy() for k, v in agent.duals.state_dict().items()}
+    return found | {
+        f"dual {k}": v.numpy().copy() for k, v in agent.multipliers.state_dict().items()
+    }
 
 
 def same(first: LearningAgent, second: LearningAgent) -> bool:
@@ -56,17 +57,15 @@ def finite(agent: LearningAgent) -> bool:
     return all(bool(np.isfinite(value).all()) for value in weights(agent).values())
 
 
-@dataclasses.dataclass
 class Poisoned(ChannelModel):
-    """Rayleigh channels of which the n-th draw holds one bad entry."""
+    """Rayleigh channels of which the n-th draw holds one bad entry; no file says which."""
 
-    at: int = dataclasses.field(repr=False)
-    value: complex = dataclasses.field(default=float("nan"), repr=False)
-    draws: int = dataclasses.field(default=0, repr=False)
+    def __init__(self, at: int, value: complex = float("nan")) -> None:
+        self._at, self._value, self.draws = at, value, 0
 
-    def draw(self, rng: np.random.Generator, num: int, links: Links) -> Complex:
-        drawn = RayleighChannel().draw(rng, num, links)
+    def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Complex:
+        drawn = RayleighChannel().draw(rng, num, deployment)
         self.draws += 1
-        if self.draws == self.at:
-            drawn.flat[1] = self.value
+        if self.draws == self._at:
+            drawn.flat[1] = self._value
         return drawn

@@ -15,16 +15,11 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor
 
 import isac_gym
-from isac_gym.policy import (
-    REGISTRY,
-    Policy,
-    SystemPolicy,
-    agent_names,
-    make_agent,
-    system_of,
-)
+from isac_gym.policy import Policy, SystemPolicy, find_system
+from isac_gym.registry import AGENTS, make_agent
 
 CONTROLS = ("power", "amplitude", "beamforming")
+REGISTERED = AGENTS.entries()
 
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
@@ -89,7 +84,7 @@ def options_of(name: str) -> dict[str, Any]:
     return {"threshold_range": (0.4, 0.6)} if name == "primal-dual-wide" else {}
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", list(REGISTERED))
 @pytest.mark.parametrize(
     ("control", "radar", "scheduling"),
     list(itertools.product(CONTROLS, ("learned", "fixed"), ("all", "contention"))),
@@ -98,13 +93,11 @@ def test_registered_agents_choose_valid_actions(
     name: str, control: str, radar: str, scheduling: str
 ) -> None:
     env = make(control=control, radar=radar, scheduling=scheduling)
-    if control not in REGISTRY[name].controls:
-        assert name not in agent_names(control)
+    if control not in REGISTERED[name].controls:
         with pytest.raises(ValueError, match=f"control.*'{control}'"):
             make_agent(name, env)
         return
-    assert name in agent_names(control)
-    if radar not in REGISTRY[name].radars:
+    if radar not in REGISTERED[name].radars:
         with pytest.raises(ValueError, match=f"radar.*'{radar}'"):
             make_agent(name, env)
         return
@@ -125,7 +118,7 @@ def test_registered_agents_choose_valid_actions(
     assert one.shape == (1, *env.action_space.shape)
 
 
-@pytest.mark.parametrize("name", sorted(set(REGISTRY) - {"mrt", "zf", "rzf"}))
+@pytest.mark.parametrize("name", sorted(set(REGISTERED) - {"mrt", "zf", "rzf"}))
 @pytest.mark.parametrize("cells", [2])
 def test_registered_agents_serve_several_cells(name: str, cells: int) -> None:
     env = make(num_cells=cells)
@@ -134,17 +127,19 @@ def test_registered_agents_serve_several_cells(name: str, cells: int) -> None:
     assert agent.predict(observation)[0] in env.action_space
 
 
-@pytest.mark.parametrize("name", [n for n in REGISTRY if not n.startswith("random")])
+@pytest.mark.parametrize("name", [n for n in REGISTERED if not n.startswith("random")])
 def test_a_batch_is_decided_row_by_row(env: gym.Env[Any, Any], name: str) -> None:
     agent = make_agent(name, env, **options_of(name))
     batch = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
     rows = np.stack([agent.predict(row)[0] for row in batch])
     together = agent.predict(batch)[0]
-    if REGISTRY[name].radars == {"learned"}:
+    if REGISTERED[name].radars == ("learned",):
         # A long search leaves rounding errors larger, and its result as good.
         system = env.unwrapped.system
         H = system.codec.channels(torch.from_numpy(batch))
-        rates = [system.step(H, torch.from_numpy(actions)).sum_rate for actions in (together, rows)]
+        rates = [
+            system.transmit(H, torch.from_numpy(actions)).sum_rate for actions in (together, rows)
+        ]
         torch.testing.assert_close(*rates, rtol=2e-2, atol=0)
     else:
         np.testing.assert_allclose(together, rows, atol=1e-5)
@@ -219,7 +214,7 @@ def test_names_that_lead_nowhere(env: gym.Env[Any, Any], name: str) -> None:
 def test_an_unknown_name_lists_the_known_ones(env: gym.Env[Any, Any]) -> None:
     with pytest.raises(ValueError, match="'nosuch'") as caught:
         make_agent("nosuch", env)
-    assert all(name in str(caught.value) for name in REGISTRY)
+    assert all(name in str(caught.value) for name in REGISTERED)
 
 
 @pytest.mark.parametrize("name", ["Mute", "number", "no_agent"])
@@ -242,11 +237,11 @@ def test_installed_packages_bring_agents(
         "[another.group]\n"
         "unrelated = isac_strangers:Bare\n"
     )
-    assert "theirs" not in agent_names()
+    assert "theirs" not in AGENTS.names()
     monkeypatch.syspath_prepend(tmp_path)
-    assert agent_names()[-3:] == ["broken", "their-instance", "theirs"]
-    assert "unrelated" not in agent_names()
-    assert agent_names()[: len(REGISTRY)] == list(REGISTRY)
+    assert AGENTS.names()[-3:] == ["broken", "their-instance", "theirs"]
+    assert "unrelated" not in AGENTS.names()
+    assert AGENTS.names()[: len(REGISTERED)] == list(REGISTERED)
     agent: Any = make_agent("theirs", env, factor=2)
     assert agent.env is env
     assert agent.factor == 2
@@ -268,14 +263,14 @@ def test_an_installed_agent_does_not_replace_one_of_the_package(
 
 def test_system_of_finds_the_system_behind_any_environment() -> None:
     single = make()
-    assert system_of(single) is single.unwrapped.system
+    assert find_system(single) is single.unwrapped.system
     wrapped = gym.wrappers.TimeLimit(gym.wrappers.ClipAction(single), 3)
-    assert system_of(wrapped) is single.unwrapped.system
+    assert find_system(wrapped) is single.unwrapped.system
     envs = gym.make_vec("ISAC-MISO-v0", num_envs=2, **SMALL)
-    assert system_of(RecordEpisodeStatistics(envs)) is envs.system
+    assert find_system(RecordEpisodeStatistics(envs)) is envs.system
     for stranger in (gym.make("CartPole-v1"), None, "ISAC-MISO-v0"):
         with pytest.raises(TypeError, match="env must be an ISAC-MISO environment"):
-            system_of(stranger)
+            find_system(stranger)
 
 
 def test_a_policy_needs_only_act(env: gym.Env[Any, Any]) -> None:

@@ -2,114 +2,117 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from isac_gym.agents import NoDual, PrimalDual
 from isac_gym.baselines import JointOracle
-from isac_gym.baselines.wmmse import scalar_wmmse, wmmse
-from isac_gym.codec import own_channels
-from isac_gym.evaluation import EvaluationSet, evaluate, evaluation_set
-from isac_gym.experiments.study import Report, Row, Study, over_seeds, study_settings
+from isac_gym.evaluation.channel_set import EvaluationSet
+from isac_gym.evaluation.judging import evaluate
+from isac_gym.evaluation.statistics import over_seeds
+from isac_gym.evaluation.table import Row, Table
+from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.physics.links import radar_interference
 from isac_gym.policy import Policy
-from isac_gym.scenario import Scenario
+from isac_gym.registry import register_experiment
+from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
+from isac_gym.system.codec import select_own_channels
 
-__all__ = ["run_paper_network"]
+__all__ = ["PaperNetwork"]
+
+_AGENTS: Final = {kind.kind: kind for kind in (PrimalDual, NoDual)}
+_JOINT: Final = "joint-expected"
 
 
-def run_paper_network(
-    scenario: Scenario,
-    *,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    channels: int = 2000,
-    evaluation_seed: int = 7,
-    iterations: int | None = None,
-    report: Report | None = None,
-) -> Study:
-    """Train with preset ``paper`` for every control mode and several seeds.
+@register_experiment("paper", "the paper's network and training to the letter, several seeds")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaperNetwork(Experiment):
+    """Preset ``paper`` for every control mode, against the joint optimum and WMMSE with the same R.
 
-    What comes out is held against WMMSE with the same R and against the joint optimum.
-
-    Args:
-        scenario: The scenario; its control mode is replaced.
-        seeds: Seeds of the trainings.
+    Attributes:
+        seeds: Number of seeds of the trainings, from 0.
         channels: Channels of the evaluation.
         evaluation_seed: Their seed.
         iterations: Gradient steps; None means the paper's.
-        report: Called with a line of text as the study goes on.
-
-    Returns:
-        One row for each control mode and learning method: means over the seeds and half-widths of
-        their 95 % intervals.
     """
-    if evaluation_seed in seeds:
-        raise ValueError(
-            f"evaluation_seed must be none of the seeds, whose training would see its channels, "
-            f"got {evaluation_seed!r}"
-        )
-    rows: list[Row] = []
-    digest = ""
-    for control in ("power", "amplitude", "beamforming"):
-        env = gym.make(
-            "ISAC-MISO-v0", scenario=scenario.replace(control=control), disable_env_checker=True
-        )
-        blocks = evaluation_set(
-            env.unwrapped.scenario,  # type: ignore[attr-defined]
-            env.unwrapped.channel_model,  # type: ignore[attr-defined]
-            channels,
-            evaluation_seed,
-        )
-        digest = blocks.digest
-        # Real weights are complex ones too: their bound is the beamformers' optimum.
-        reference_env = env
-        if control == "amplitude":
-            changed = scenario.replace(control="beamforming")
-            reference_env = gym.make("ISAC-MISO-v0", scenario=changed, disable_env_checker=True)
-        if report is not None:
-            report(f"joint optimum, {control}")
-        oracle = JointOracle(reference_env, constraint="expected")
-        best = evaluate(oracle, reference_env, blocks, name="joint-expected").spectral_efficiency
-        for kind in (PrimalDual, NoDual):
-            found: dict[str, list[float]] = {"rate": [], "WMMSE": [], "joint": [], "L_r": []}
-            for seed in seeds:
-                if report is not None:
-                    report(f"{kind.kind}, {control}, seed {seed}")
-                agent = kind(env, "paper", seed=seed).learn(iterations)
-                result = evaluate(agent, env, blocks, name=kind.kind)
-                same = _wmmse_with_its_waveform(agent, env, blocks)
-                found["rate"].append(result.spectral_efficiency)
-                found["WMMSE"].append(100.0 * result.spectral_efficiency / same)
-                found["joint"].append(100.0 * result.spectral_efficiency / best)
-                found["L_r"].append(result.sensing_loss_mean)
-            rows.append(
-                {
-                    "agent": f"{kind.kind}, {control}",
-                    **over_seeds("bit/s/Hz", found["rate"]),
-                    **over_seeds("% of WMMSE, same R", found["WMMSE"]),
-                    **over_seeds("% of joint", found["joint"]),
-                    **over_seeds("mean L_r", found["L_r"]),
-                    "joint optimum": best,
-                }
+
+    seeds: int = setting(5, "Number of seeds, from 0.", minimum=1, only_selects=True)
+    channels: int = setting(2000, "Channels of the evaluation.", minimum=1)
+    evaluation_seed: int = setting(7, "Their seed.", minimum=0)
+    iterations: int | None = setting(None, "Gradient steps; the paper's by default.", minimum=1)
+
+    def points(self) -> list[Point]:
+        """The optimum, then every method and seed, for every control mode.
+
+        Raises:
+            ValueError: If training would see the channels of the evaluation.
+        """
+        if self.evaluation_seed < self.seeds:
+            raise ValueError(
+                f"evaluation_seed must be none of the seeds, whose training would see its "
+                f"channels, got {self.evaluation_seed!r}"
             )
-    return Study(
-        title=f"Preset paper, {len(seeds)} seeds, {channels} channels; ± 95 % interval over seeds",
-        rows=tuple(rows),
-        settings=study_settings(
-            scenario,
-            seeds=list(seeds),
-            channels=channels,
-            evaluation_seed=evaluation_seed,
-            evaluation_set=digest,
-        ),
-    )
+        return [
+            {"control": control, "agent": agent, "seed": seed}
+            for control in ("power", "amplitude", "beamforming")
+            for agent in (_JOINT, *_AGENTS)
+            for seed in range(1 if agent == _JOINT else self.seeds)
+        ]
+
+    def run(self, point: Point, workspace: Workspace) -> Row:
+        """Train and judge one agent, or judge the optimum."""
+        control, name = point["control"], point["agent"]
+        if name == _JOINT and control == "amplitude":
+            control = "beamforming"  # real weights are complex ones too: their bound is the same
+        env = self.make_env(control=control)
+        blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
+        if name == _JOINT:
+            oracle = JointOracle(env, constraint="expected")
+            return {"rate": evaluate(oracle, env, blocks, name=name).spectral_efficiency}
+        agent = _AGENTS[name](env, "paper", seed=point["seed"]).learn(self.iterations)
+        result = evaluate(agent, env, blocks, name=name)
+        return {
+            "rate": result.spectral_efficiency,
+            "rate of WMMSE": _improve_precoder(agent, env, blocks),
+            "loss": result.constraints["sensing"].mean,
+        }
+
+    def tabulate(self, rows: Sequence[Row]) -> Table:
+        """One row for each control mode and method: means over the seeds with their intervals."""
+        trained: dict[tuple[str, str], list[Row]] = {}
+        best = {row["control"]: row["rate"] for row in rows if row["agent"] == _JOINT}
+        for row in rows:
+            if row["agent"] != _JOINT:
+                trained.setdefault((row["control"], row["agent"]), []).append(row)
+        blocks = self.draw_channels(self.env, self.channels, self.evaluation_seed)
+        return Table(
+            f"Preset paper, {self.seeds} seeds, {self.channels} channels; ± 95 % interval over "
+            "seeds",
+            tuple(
+                {
+                    "agent": f"{agent}, {control}",
+                    **over_seeds("bit/s/Hz", [row["rate"] for row in found]),
+                    **over_seeds(
+                        "% of WMMSE, same R",
+                        [100.0 * row["rate"] / row["rate of WMMSE"] for row in found],
+                    ),
+                    **over_seeds(
+                        "% of joint", [100.0 * row["rate"] / best[control] for row in found]
+                    ),
+                    **over_seeds("mean L_r", [row["loss"] for row in found]),
+                    "joint optimum": best[control],
+                }
+                for (control, agent), found in trained.items()
+            ),
+            {**self.settings(), "evaluation_set": blocks.digest},
+        )
 
 
-def _wmmse_with_its_waveform(agent: Policy, env: Any, blocks: EvaluationSet) -> float:
+def _improve_precoder(agent: Policy, env: Any, blocks: EvaluationSet) -> float:
     """Mean rate of WMMSE with the waveforms that an agent chooses, in bit/s/Hz."""
     system = env.unwrapped.system
     scenario = system.scenario
@@ -118,7 +121,7 @@ def _wmmse_with_its_waveform(agent: Policy, env: Any, blocks: EvaluationSet) -> 
     observation = system.codec.observation(blocks.estimates[:, 0])
     action, _ = agent.predict(observation, deterministic=True)
     sent = system.codec.decode(torch.from_numpy(np.asarray(action)), estimates)
-    own = own_channels(channels)
+    own = select_own_channels(channels)
     radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
     noise = scenario.noise_power + radar_interference(radar, sent.streams)
     if scenario.control == "power":

@@ -1,4 +1,4 @@
-r"""Link powers, SINR and spectral efficiency of one or several cells.
+r"""RateProblem powers, SINR and spectral efficiency of one or several cells.
 
 Index convention: i transmitting station, j cell of the receiving user, k user, l stream. Channels
 ``H`` have shape (..., J, J, K, M) for [i, j, k, antenna], each row being [f, g]: the M_R radar
@@ -92,16 +92,16 @@ def link_powers(channels: Tensor, precoders: Tensor, streams: Tensor) -> LinkPow
     else:
         own = received.diagonal(dim1=-4, dim2=-3).movedim(-1, -3)
         own_radar = radar.diagonal(dim1=-3, dim2=-2).mT
-        others = _off_diagonal(cells, radar.dtype, radar.device)
+        others = _make_off_diagonal(cells, radar.dtype, radar.device)
         intercell = ((received.sum(-1) + radar) * others[..., None]).sum(-3)
     signal = own.diagonal(dim1=-2, dim2=-1)
     # Summed without the signal, not subtracted from the total: no cancellation at high SINR.
-    multiuser = (own * _off_diagonal(users, own.dtype, own.device)).sum(-1)
+    multiuser = (own * _make_off_diagonal(users, own.dtype, own.device)).sum(-1)
     return LinkPowers(signal=signal, multiuser=multiuser, radar=own_radar, intercell=intercell)
 
 
 @lru_cache(maxsize=32)
-def _off_diagonal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _make_off_diagonal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros on the diagonal, ones elsewhere."""
     # Not an inference tensor even if first asked for in inference mode: training uses it too.
     with torch.inference_mode(False):

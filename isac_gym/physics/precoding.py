@@ -20,7 +20,7 @@ def mrt_directions(channels: Tensor) -> Tensor:
         Complex tensor (..., M_C, K) with unit-norm columns; a zero channel gives the uniform
         vector.
     """
-    return _unit_columns(channels.mH)
+    return _normalise_columns(channels.mH)
 
 
 def zf_directions(channels: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def zf_directions(channels: Tensor) -> Tensor:
         raise ValueError(
             f"zero forcing needs num_users <= num_comm_antennas, got {users} > {antennas}"
         )
-    return _unit_columns(torch.linalg.pinv(channels))
+    return _normalise_columns(torch.linalg.pinv(channels))
 
 
 def rzf_directions(channels: Tensor, noise_power: Tensor | float, power: Tensor | float) -> Tensor:
@@ -64,7 +64,7 @@ def rzf_directions(channels: Tensor, noise_power: Tensor | float, power: Tensor 
     budget = torch.as_tensor(power, dtype=real, device=channels.device)
     loading = (noise * users / budget[..., None]).expand(channels.shape[:-1])
     gram = channels @ channels.mH + torch.diag_embed(loading).to(channels.dtype)
-    return _unit_columns(torch.linalg.solve(gram, channels).mH)
+    return _normalise_columns(torch.linalg.solve(gram, channels).mH)
 
 
 def precoder_directions(
@@ -84,7 +84,7 @@ def precoder_directions(
     raise ValueError(f"kind must be one of 'mrt', 'zf', 'rzf', got {kind!r}")
 
 
-def _unit_columns(columns: Tensor) -> Tensor:
+def _normalise_columns(columns: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
     silent = norm == 0
     unit = columns / torch.where(silent, torch.ones_like(norm), norm)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from isac_gym.agents import PrimalDual, load_agent
-from isac_gym.agents.pretrained import pretrained_names, pretrained_path
 from isac_gym.baselines import JointOracle
-from isac_gym.channels import ChannelProcess
+from isac_gym.channels.process import ChannelProcess
+from isac_gym.learning.pretrained import find_pretrained, list_pretrained
 
 
 def test_names() -> None:
-    assert pretrained_names() == ["paper", "power", "unfolded", "wide"]
+    assert list_pretrained() == ["paper", "power", "unfolded", "wide"]
 
 
 @pytest.mark.parametrize("name", ["paper", "power", "unfolded", "wide"])
@@ -28,7 +28,7 @@ def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> 
     observation, _ = env.reset(seed=1)
     action, _ = agent.predict(observation, deterministic=True)
     assert env.action_space.contains(action)
-    with zipfile.ZipFile(pretrained_path(f"pretrained:{name}")) as archive:
+    with zipfile.ZipFile(find_pretrained(f"pretrained:{name}")) as archive:
         notes = json.loads(archive.read("agent.json"))["notes"]
     assert notes["command"].startswith("isac-gym train primal-dual")
     assert "--seed 0" in notes["command"]
@@ -51,10 +51,10 @@ def test_it_comes_close_to_the_joint_optimum_under_the_same_constraint(name: str
     price = float(agent.multiplier[0])
     best = JointOracle(env, constraint="expected", price=price).solve(channels)
     action, _ = agent.predict(agent.system.codec.observation(process.estimates))
-    found = agent.system.step(channels, torch.from_numpy(action))
+    found = agent.system.transmit(channels, torch.from_numpy(action))
     # At the same price both maximise the same Lagrangian, whose maximum is the optimum's.
     theirs = float((best.rate - price * best.excess).mean())
-    ours = float((found.sum_rate - price * found.constraint_sensing[:, 0]).mean())
+    ours = float((found.sum_rate - price * found.constraints["sensing"][:, 0]).mean())
     assert 0.95 * theirs < ours < theirs
 
 
@@ -65,11 +65,11 @@ def test_the_wide_one_meets_another_scenario() -> None:
     process.start(np.random.default_rng(5))
     channels = torch.from_numpy(process.channels)
     action, _ = agent.predict(agent.system.codec.observation(process.estimates))
-    found = agent.system.step(channels, torch.from_numpy(action))
-    assert abs(float(found.constraint_sensing.mean())) < 0.015
+    found = agent.system.transmit(channels, torch.from_numpy(action))
+    assert abs(float(found.constraints["sensing"].mean())) < 0.015
 
 
 def test_the_wide_one_warns_outside_its_range() -> None:
     env = gym.make("ISAC-MISO-v0", snr_db=30.0)
-    with pytest.warns(UserWarning, match=r"snr_range_db=\[0.0, 20.0\].*snr_db=30"):
+    with pytest.warns(UserWarning, match=r"snr_range_db=\(0\.0, 20\.0\).*snr_db=30"):
         PrimalDual.load("pretrained:wide", env)

@@ -17,10 +17,11 @@ from small_agents import TOY, Poisoned, make, quick, same
 
 from isac_gym import RayleighChannel
 from isac_gym.agents import PRESETS, AgentConfig, NoDual, PrimalDual
-from isac_gym.agents.trainer import TrainingProgress
 from isac_gym.baselines import MRT, EqualPower
-from isac_gym.channels import ChannelProcess, Complex
-from isac_gym.evaluation import compare
+from isac_gym.channels.base import Complex
+from isac_gym.channels.process import ChannelProcess
+from isac_gym.evaluation.comparison import compare
+from isac_gym.learning.progress import TrainingProgress
 
 # The paper's settings
 
@@ -35,7 +36,8 @@ def test_preset_paper_is_the_papers() -> None:
     assert paper.gradient_clip is None
     assert not paper.relative_constraints
     assert paper.architecture == "direct"
-    assert paper.hidden_sizes is None
+    assert paper.options == {}, "hidden layers of 2K, 3K, 2K"
+    assert paper.priced_constraint is None
     assert paper.dual_rule == "ascent"
     assert paper.initial_multiplier == 0.0
     assert paper.final_dual_step_size is None
@@ -84,8 +86,10 @@ def test_one_iteration_by_hand() -> None:
     assert progress.constraints["sensing"] == pytest.approx(np.mean(excess) / 0.16, rel=1e-4)
     # The preset's multipliers weigh the plain excess L_r - ε.
     assert np.mean(excess) > 0
-    assert agent.duals.values["sensing"].item() == pytest.approx(0.25 * np.mean(excess), rel=1e-4)
-    assert agent.duals.values["power"].item() == 0.0
+    assert agent.multipliers.values["sensing"].item() == pytest.approx(
+        0.25 * np.mean(excess), rel=1e-4
+    )
+    assert agent.multipliers.values["power"].item() == 0.0
     # Adam's first step has the length of the learning rate in every weight with a gradient.
     for name, parameter in agent.network.named_parameters():
         moved = (parameter.detach() - before[name]).abs()
@@ -97,7 +101,7 @@ def test_one_iteration_by_hand() -> None:
 def test_relative_constraints_weigh_excess_over_limit() -> None:
     env = make()
     plain, relative = (quick(env, relative_constraints=flag).learn(1) for flag in (False, True))
-    ratio = relative.duals.values["sensing"] / plain.duals.values["sensing"]
+    ratio = relative.multipliers.values["sensing"] / plain.multipliers.values["sensing"]
     assert ratio.item() == pytest.approx(1 / 0.16, rel=1e-5)
 
 
@@ -141,8 +145,8 @@ def test_learning_meets_the_constraint_and_beats_the_uncoordinated_precoder() ->
     first = quick(env, **settings)
     trained = quick(env, **settings).learn(600)
     table = compare({"first": first, "trained": trained, "mrt": MRT(env)}, env, channels=500)
-    assert table["first"].sensing_loss_mean > 1.2 * 0.16
-    assert table["trained"].sensing_loss_mean < 1.02 * 0.16
+    assert table["first"].constraints["sensing"].mean > 1.2 * 0.16
+    assert table["trained"].constraints["sensing"].mean < 1.02 * 0.16
     assert table["trained"].mean_cost < 0.1 * table["first"].mean_cost
     assert table["trained"].confidence_low > 2 * table["first"].confidence_high
     assert table["trained"].spectral_efficiency > table["mrt"].spectral_efficiency
@@ -175,7 +179,7 @@ def test_the_power_multiplier_brings_the_power_to_the_budget() -> None:
     excess: list[float] = []
     agent = quick(env, **settings)
     agent.learn(600, callback=lambda progress: excess.append(progress.constraints["power"]))
-    multiplier = agent.duals.values["power"].item()
+    multiplier = agent.multipliers.values["power"].item()
     assert max(excess) > 0.5
     assert abs(np.mean(excess[-100:])) < 0.05
     # Rate grows with power, so the budget binds and has a price.
@@ -228,10 +232,17 @@ def test_power_control_comes_close_to_the_best_powers_found_by_search() -> None:
         ({"gradient_clip": np.nan}, "gradient_clip"),
         ({"gradient_clip": -1.0}, "gradient_clip"),
         ({"architecture": "magic"}, "architecture"),
-        ({"hidden_sizes": ()}, "hidden_sizes"),
-        ({"hidden_sizes": (8, 0)}, "hidden_sizes"),
-        ({"hidden_sizes": (8.5,)}, "hidden_sizes"),
-        ({"hidden_sizes": 8}, "hidden_sizes"),
+        *(
+            ({"architecture": architecture, "hidden_sizes": sizes}, "hidden_sizes")
+            for architecture in ("direct", "model_based")
+            for sizes in ((), (8, 0), (8.5,), (True,), 8, "8")
+        ),
+        ({"options": 8}, "options"),
+        ({"options": {"width": 0}}, "width"),
+        ({"architecture": 5}, "architecture"),
+        ({"architecture": "small_agents:TOY"}, "architecture"),
+        ({"priced_constraint": "magic"}, "priced_constraint"),
+        ({"priced_constraint": 5}, "priced_constraint"),
         ({"width": 0}, "width"),
         ({"width": 8.0}, "width"),
         ({"stages": ()}, "stages"),
@@ -274,16 +285,33 @@ def test_bad_numbers_of_iterations_are_named(iterations: Any) -> None:
 def test_settings_are_immutable_and_sequences_become_tuples() -> None:
     config = AgentConfig(
         architecture="unfolded",
-        hidden_sizes=[4, 5],  # type: ignore[arg-type]
-        stages=[[6, 2]],  # type: ignore[arg-type]
+        options={"hidden_sizes": [4, 5], "stages": [[6, 2]]},
         snr_range_db=[0, 10],  # type: ignore[arg-type]
         relative_constraints=True,
     )
-    assert config.hidden_sizes == (4, 5)
-    assert config.stages == ((6.0, 2),)
+    assert config.options == {"hidden_sizes": (4, 5), "stages": ((6, 2),)}
     assert config.snr_range_db == (0.0, 10.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.iterations = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("settings", [{"hidden_sizes": ()}, {"hidden_sizes": 8}])
+def test_options_are_checked_by_the_network_that_uses_them(settings: dict[str, Any]) -> None:
+    """The unfolded network has no hidden sizes, and the direct one no stages."""
+    PrimalDual(make(), "tuned", stages=((15.0, 1),), **settings)
+    PrimalDual(make(), "paper", stages=(), width=0)
+
+
+def test_options_stand_beside_the_settings() -> None:
+    """As keyword arguments they are added to the preset's, as a mapping they replace them."""
+    added = PrimalDual(make(), "tuned", width=8, batch_size=3).config
+    assert added.options == {**PRESETS["tuned"].options, "width": 8}
+    assert added.batch_size == 3
+    replaced = PrimalDual(make(), "tuned", options={"width": 8}).config
+    assert replaced.options == {"width": 8}
+    both = PrimalDual(make(), "tuned", options={"width": 8}, stages=((15.0, 1),)).config
+    assert both.options == {"width": 8, "stages": ((15.0, 1),)}
+    assert PRESETS["tuned"].options == {"hidden_sizes": (256, 256)}
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
@@ -326,8 +354,8 @@ def test_every_mode_can_be_learned(control: str, scheduling: str, preset: str) -
     agent = PrimalDual(env, preset, **settings).learn(3)
     expected = {"paper": "direct", "tuned": "unfolded", "model-based": "model_based"}[preset]
     assert agent.architecture == ("direct" if control == "amplitude" else expected)
-    assert ("scheduling" in agent.duals.values) == (scheduling == "contention")
-    assert all(value.shape == (2,) for value in agent.duals.values.values())
+    assert ("scheduling" in agent.multipliers.values) == (scheduling == "contention")
+    assert all(value.shape == (2,) for value in agent.multipliers.values.values())
     observation, _ = env.reset(seed=0)
     assert agent.predict(observation)[0] in env.action_space
     assert not same(agent, PrimalDual(env, preset, **settings))
@@ -337,7 +365,7 @@ def test_without_multipliers_the_constraint_has_no_price() -> None:
     env = make()
     agent = NoDual(env, "paper", hidden_sizes=(16,), batch_size=8, dual_step_size=5.0).learn(5)
     assert agent.config.dual_rule == "none"
-    assert all(float(value.abs().max()) == 0.0 for value in agent.duals.values.values())
+    assert all(float(value.abs().max()) == 0.0 for value in agent.multipliers.values.values())
     # The same batches, of which the priced one charges the excess from the second step on.
     losses: list[list[float]] = []
     for kind in (NoDual, PrimalDual):

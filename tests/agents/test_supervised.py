@@ -15,13 +15,14 @@ from small_agents import ARCHITECTURES, make, quick, same, weights
 from torch import Tensor, nn
 
 from isac_gym.agents import NoDual, PrimalDual, Supervised
-from isac_gym.agents.losses import Imitation, LossValue
-from isac_gym.agents.serialization import read_archive, write_archive
-from isac_gym.agents.trainer import CheckpointError, TrainingProgress
 from isac_gym.baselines import MRT, WMMSE, EqualPower
-from isac_gym.evaluation import compare
-from isac_gym.labels import Labels, generate_labels, load_labels
-from isac_gym.system import system_of
+from isac_gym.evaluation.comparison import compare
+from isac_gym.learning.archive import read_archive, write_archive
+from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.labels import Labels, generate_labels, load_labels
+from isac_gym.learning.losses import Imitation, LossValue
+from isac_gym.learning.progress import TrainingProgress
+from isac_gym.system.downlink import find_system
 
 Complex = npt.NDArray[np.complex128]
 SCENARIOS: list[dict[str, Any]] = [
@@ -57,7 +58,7 @@ def evaluated(
     env: Any, labels: Labels, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
 ) -> tuple[LossValue, Answers, npt.NDArray[np.int64]]:
     """The loss of the labels' own actions, or of their F and V after a change."""
-    system = system_of(env)
+    system = find_system(env)
     batch = 16
     imitation = Imitation(system, labels, batch, torch.ones(system.scenario.num_cells))
     index = np.random.default_rng(4).integers(len(labels), size=batch)
@@ -138,7 +139,7 @@ def test_the_loss_is_that_of_the_formula(tmp_path: Path, scenario: dict[str, Any
     assert env.unwrapped.scenario.comm_power == 1.0
     labels = labels_for(env, tmp_path)
     value, network, index = evaluated(env, labels, disturbed)
-    system = system_of(env)
+    system = find_system(env)
     sent = system.codec.decode(network.actions.detach(), torch.from_numpy(labels.estimates[index]))
     learned = scenario.get("radar") != "fixed"
     losses = []
@@ -200,7 +201,7 @@ def test_the_gradient_is_that_of_differences(tmp_path: Path) -> None:
     value.loss.backward()
     gradient = network.actions.grad
     assert gradient is not None
-    system = system_of(env)
+    system = find_system(env)
     imitation = Imitation(system, labels, 16, torch.ones(1))
     direction = torch.from_numpy(np.random.default_rng(8).normal(size=gradient.shape)).float()
 
@@ -215,7 +216,7 @@ def test_the_gradient_is_that_of_differences(tmp_path: Path) -> None:
 
 def test_imitation_has_no_state(tmp_path: Path) -> None:
     env = make()
-    imitation = Imitation(system_of(env), labels_for(env, tmp_path), 4, torch.ones(1))
+    imitation = Imitation(find_system(env), labels_for(env, tmp_path), 4, torch.ones(1))
     assert imitation.state_dict() == {}
     assert imitation.multipliers() == {}
     imitation.load_state_dict({})
@@ -226,7 +227,7 @@ def test_imitation_has_no_state(tmp_path: Path) -> None:
 def test_labels_of_other_dimensions_are_refused(tmp_path: Path) -> None:
     labels = labels_for(make(num_users=3), tmp_path)
     with pytest.raises(ValueError, match=r"\(n, 1, 1, 2, 8\).*\(24, 1, 1, 3, 8\)"):
-        Imitation(system_of(make()), labels, 4, torch.ones(1))
+        Imitation(find_system(make()), labels, 4, torch.ones(1))
 
 
 # Training
@@ -280,11 +281,11 @@ def test_multipliers_stay_and_nothing_is_calibrated(tmp_path: Path) -> None:
         initial_multiplier=3.0,
         calibration_channels=64,
     )
-    before = agent.duals.values["sensing"].clone()
+    before = agent.multipliers.values["sensing"].clone()
     agent.learn(4)
-    assert not agent.is_priced
+    assert not agent.has_price
     assert agent.multiplier.tolist() == [3.0]
-    assert torch.equal(agent.duals.values["sensing"], before)
+    assert torch.equal(agent.multipliers.values["sensing"], before)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
@@ -569,14 +570,14 @@ def test_without_a_dual_the_rate_is_higher_and_the_constraint_ignored() -> None:
     free = quick(env, NoDual, **settings).learn(200, callback=note)
     bound = quick(env, PrimalDual, **settings).learn(200)
     assert set(held) == {0.0}
-    assert all(not value.any() for value in free.duals.values.values())
+    assert all(not value.any() for value in free.multipliers.values.values())
     assert free.config.dual_rule == "none"
     table = compare({"free": free, "bound": bound}, env, channels=300)
     limit = env.unwrapped.scenario.sensing_threshold
-    assert table["bound"].sensing_loss_mean < 1.03 * limit
-    assert table["free"].sensing_loss_mean > 1.2 * limit
+    assert table["bound"].constraints["sensing"].mean < 1.03 * limit
+    assert table["free"].constraints["sensing"].mean > 1.2 * limit
     assert table["free"].spectral_efficiency > 1.02 * table["bound"].spectral_efficiency
-    assert bound.duals.values["sensing"].item() > 0
+    assert bound.multipliers.values["sensing"].item() > 0
 
 
 def test_no_dual_ignores_the_settings_of_the_dual() -> None:

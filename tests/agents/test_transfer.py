@@ -13,7 +13,8 @@ import torch
 from small_agents import ARCHITECTURES, Poisoned, make, quick, same, weights
 
 from isac_gym.agents import NoDual, PrimalDual, TransferBeamforming
-from isac_gym.agents.trainer import CheckpointError, TrainingProgress
+from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.progress import TrainingProgress
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -70,7 +71,11 @@ def test_hidden_layers_are_the_sources_and_the_output_layer_is_new(architecture:
             np.testing.assert_array_equal(own[name], fresh[name])
     assert any(not np.array_equal(own[n], fresh[n]) for n in set(own) - outputs)
     assert agent.source is source
-    assert agent.duals.values["sensing"].item() == source.duals.values["sensing"].item() > 0
+    assert (
+        agent.multipliers.values["sensing"].item()
+        == source.multipliers.values["sensing"].item()
+        > 0
+    )
 
 
 @pytest.mark.parametrize("scheduling", ["all", "contention"])
@@ -108,7 +113,7 @@ def test_rows_of_two_stations() -> None:
         start, begin = cell * 48, cell * 34
         np.testing.assert_array_equal(own[start : start + 16], fresh[name][start : start + 16])
         np.testing.assert_array_equal(own[start + 16 : start + 48], theirs[begin + 2 : begin + 34])
-    assert agent.duals.values["sensing"].shape == (2,)
+    assert agent.multipliers.values["sensing"].shape == (2,)
     before = network_of(agent)
     after = network_of(agent.learn(3))
     np.testing.assert_array_equal(before["body.layers.0.weight"], after["body.layers.0.weight"])
@@ -344,9 +349,9 @@ def test_a_source_of_another_kind_is_refused(
 
 
 def test_a_source_of_other_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"source must be.*hidden_sizes=\(17,\)"):
+    with pytest.raises(ValueError, match=r"source must be.*'hidden_sizes': \(17,\)"):
         transfer(source_of(hidden_sizes=(17,)))
-    with pytest.raises(ValueError, match=r"source must be.*width=9"):
+    with pytest.raises(ValueError, match=r"source must be.*'width': 9"):
         transfer(source_of("unfolded", width=9), "unfolded")
 
 
@@ -382,7 +387,7 @@ def test_a_refused_source_changes_nothing() -> None:
 
 
 def test_multipliers_without_a_rule_are_not_taken_over() -> None:
-    held = transfer(source_of(), dual_rule="none").learn(2).duals.values["sensing"]
+    held = transfer(source_of(), dual_rule="none").learn(2).multipliers.values["sensing"]
     assert torch.equal(held, torch.zeros(1))
     agent = transfer(source_of(kind=NoDual), initial_multiplier=2.0)
-    assert agent.duals.values["sensing"].item() == 2.0
+    assert agent.multipliers.values["sensing"].item() == 2.0

@@ -14,9 +14,10 @@ import torch
 from direct_model import SMALL
 
 from isac_gym.baselines import JointOracle, NullSteering, bounds, wmmse
-from isac_gym.baselines.bounds import Capacity, JointBound, dpc_capacity, joint_upper_bound
-from isac_gym.physics.synthesis import best_beampattern
-from isac_gym.system import system_of
+from isac_gym.baselines.bounds import JointBound, joint_upper_bound
+from isac_gym.solvers.beampattern import best_beampattern
+from isac_gym.solvers.capacity import Capacity, dpc_capacity
+from isac_gym.system.downlink import find_system
 
 SNRS = (5.0, 10.0, 20.0)
 
@@ -317,7 +318,7 @@ def make(**changes: Any) -> gym.Env[Any, Any]:
 
 
 def draw(env: gym.Env[Any, Any], count: int, seed: int = 0) -> torch.Tensor:
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     cells = scenario.num_cells
     shape = (count, cells, cells, scenario.num_users, scenario.num_antennas)
     H = reference.complex_normal(np.random.default_rng(seed), *shape)
@@ -327,12 +328,12 @@ def draw(env: gym.Env[Any, Any], count: int, seed: int = 0) -> torch.Tensor:
 def own(env: gym.Env[Any, Any], H: torch.Tensor) -> tuple[reference.Complex, reference.Complex]:
     """f (n, K, M_R) and g (n, K, M_C) of a single cell, in double precision."""
     wide = H[:, 0, 0].to(torch.complex128).numpy()
-    radar = system_of(env).scenario.num_radar_antennas
+    radar = find_system(env).scenario.num_radar_antennas
     return wide[..., :radar], wide[..., radar:]
 
 
 def losses(env: gym.Env[Any, Any], R: reference.Complex, station: int = 0) -> float:
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     return sum(
         reference.sensing_loss(
             R,
@@ -346,7 +347,7 @@ def losses(env: gym.Env[Any, Any], R: reference.Complex, station: int = 0) -> fl
 
 
 def best_covariance(env: gym.Env[Any, Any]) -> reference.Complex:
-    design = best_beampattern(**system_of(env).scenario.beampattern_designs()[0])
+    design = best_beampattern(**find_system(env).scenario.beampattern_designs()[0])
     found: reference.Complex = (design.streams @ design.streams.mH).numpy()
     return found
 
@@ -379,7 +380,7 @@ def received(f: reference.Complex, R: reference.Complex) -> reference.Real:
 
 def check_designs(env: gym.Env[Any, Any], count: int, tries: int, subdivisions: int) -> None:
     """Feasible designs near and far from the optimum against the bound, on every channel."""
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     threshold, power, noise = (
         scenario.sensing_threshold,
         scenario.radar_power,
@@ -492,7 +493,7 @@ def test_attained_is_below_the_bound_for_its_own_loss(
 ) -> None:
     # A waveform may exceed ε by 1e-4, and is judged in single precision.
     H = draw(env, 8, seed=2)
-    threshold = system_of(env).scenario.sensing_threshold * (1 + 1.1e-4)
+    threshold = find_system(env).scenario.sensing_threshold * (1 + 1.1e-4)
     relaxed = joint_upper_bound(env, H, sensing_threshold=threshold, subdivisions=12)
     for found in split.values():
         assert (found.attained <= relaxed.upper_bound).all()
@@ -502,7 +503,7 @@ def test_apart_is_below_the_capacity_without_radar(
     env: gym.Env[Any, Any], split: dict[int, JointBound]
 ) -> None:
     _, g = own(env, draw(env, 8, seed=2))
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     free = capacity(g, scenario.noise_power, scenario.comm_power)
     assert (split[0].apart[:, 0] <= free.upper_bound * (1 + 1e-9)).all()
     assert (split[0].apart[:, 0] < 0.99 * free.rate).any()
@@ -558,7 +559,7 @@ def test_a_loose_threshold_leaves_the_capacity_without_radar() -> None:
     env = make(num_users=2, num_radar_antennas=8)
     H = draw(env, 6, seed=6)
     _, g = own(env, H)
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     free = capacity(g, scenario.noise_power, scenario.comm_power)
     found = joint_upper_bound(env, H, sensing_threshold=1e3, subdivisions=3)
     for bound in (found.upper_bound, found.apart):
@@ -570,7 +571,7 @@ def test_without_radar_channels_the_capacity_remains(env: gym.Env[Any, Any]) -> 
     H = draw(env, 3, seed=7)
     H[..., : SMALL["num_radar_antennas"]] = 0.0
     _, g = own(env, H)
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     free = capacity(g, scenario.noise_power, scenario.comm_power)
     found = joint_upper_bound(env, H, subdivisions=2)
     np.testing.assert_allclose(found.upper_bound[:, 0], free.rate, rtol=1e-4)
@@ -579,10 +580,10 @@ def test_without_radar_channels_the_capacity_remains(env: gym.Env[Any, Any]) -> 
 
 def test_single_user_closed_form_with_radar() -> None:
     pytest.importorskip("cvxpy")
-    from isac_gym.baselines.beampattern import ConvexWaveform
+    from isac_gym.solvers.convex import ConvexWaveform
 
     env = make(num_users=1)
-    scenario = system_of(env).scenario
+    scenario = find_system(env).scenario
     H = draw(env, 3, seed=8)
     f, g = own(env, H)
     waveform = ConvexWaveform(**scenario.beampattern_designs()[0])
@@ -627,9 +628,9 @@ def test_stations_are_bounded_alone() -> None:
 def floors_of(
     env: gym.Env[Any, Any], H: torch.Tensor, limits: torch.Tensor, weights: reference.Real
 ) -> tuple[reference.Real, reference.Real]:
-    search = bounds._ConeSearch(system_of(env), H, limits)
+    search = bounds._ConeSearch(find_system(env), H, limits)
     with torch.no_grad():
-        floor, q = search._floors(torch.from_numpy(weights))
+        floor, q = search._bound_floors(torch.from_numpy(weights))
     return floor.numpy(), q.numpy()
 
 
@@ -662,7 +663,7 @@ def test_certified_floors_of_the_radar_power(env: gym.Env[Any, Any]) -> None:
 @pytest.mark.parametrize("threshold", [0.15, 0.2])
 def test_floors_are_close_to_the_convex_optimum(env: gym.Env[Any, Any], threshold: float) -> None:
     pytest.importorskip("cvxpy")
-    from isac_gym.baselines.beampattern import ConvexWaveform
+    from isac_gym.solvers.convex import ConvexWaveform
 
     H = draw(env, 2, seed=11)
     f, _ = own(env, H)
@@ -672,7 +673,7 @@ def test_floors_are_close_to_the_convex_optimum(env: gym.Env[Any, Any], threshol
         [np.vstack([np.eye(3)[index], rng.dirichlet(np.ones(3))]) for index in (0, 2)]
     )
     floor, q = floors_of(env, H, limits, weights)
-    waveform = ConvexWaveform(**system_of(env).scenario.beampattern_designs()[0])
+    waveform = ConvexWaveform(**find_system(env).scenario.beampattern_designs()[0])
     optima = np.zeros((2, 2))
     for index, row in np.ndindex(2, 2):
         C = np.einsum("k,kp,kq->pq", weights[index, row], f[index].conj(), f[index])

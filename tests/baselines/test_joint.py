@@ -16,10 +16,10 @@ from direct_model import SMALL
 
 from isac_gym import Scenario
 from isac_gym.baselines import WMMSE, JointOracle, NullSteering, joint_upper_bound, scalar_wmmse
-from isac_gym.baselines.joint import _subsets
-from isac_gym.evaluation import compare
-from isac_gym.policy import make_agent
-from isac_gym.system import system_of
+from isac_gym.baselines.joint import _choose_subsets
+from isac_gym.evaluation.comparison import compare
+from isac_gym.registry import make_agent
+from isac_gym.system.downlink import find_system
 
 Complex = npt.NDArray[np.complex128]
 
@@ -33,13 +33,13 @@ def make(**changes: Any) -> gym.Env[Any, Any]:
 
 def drawn(env: gym.Env[Any, Any], count: int, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    shape = system_of(env).codec.links.shape
+    shape = find_system(env).codec.deployment.shape
     return torch.from_numpy(reference.complex_normal(rng, count, *shape).astype(np.complex64))
 
 
 def acted(agent: Any, env: gym.Env[Any, Any], channels: torch.Tensor) -> list[dict[str, Any]]:
     """What the actions earn, by the direct model in double precision."""
-    codec = system_of(env).codec
+    codec = find_system(env).codec
     scenario = env.unwrapped.scenario
     actions, _ = agent.predict(codec.observation(channels.numpy()), deterministic=True)
     found = []
@@ -123,8 +123,8 @@ def alternating(env: gym.Env[Any, Any], H: Complex, served: npt.NDArray[np.float
     """WMMSE for R fixed, a convex program for the weights that result, in turn."""
     cvxpy = pytest.importorskip("cvxpy")
     assert cvxpy
-    from isac_gym.baselines.beampattern import ConvexWaveform
-    from isac_gym.baselines.wmmse import wmmse
+    from isac_gym.solvers.convex import ConvexWaveform
+    from isac_gym.solvers.wmmse import wmmse
 
     scenario = env.unwrapped.scenario
     radar = scenario.num_radar_antennas
@@ -168,7 +168,7 @@ def test_powers_along_fixed_directions_agree_with_a_search_over_waveforms() -> N
     channels = drawn(env, 3)
     found = JointOracle(env, iterations=100).solve(channels)
     rng = np.random.default_rng(0)
-    best = system_of(env).best_streams()[0].numpy().astype(np.complex128)
+    best = find_system(env).best_streams()[0].numpy().astype(np.complex128)
     for index in range(3):
         H = channels[index, 0, 0].numpy().astype(np.complex128)
         f, g = H[:, :4], H[:, 4:]
@@ -369,10 +369,10 @@ def test_single_observations_and_batches() -> None:
     assert state is None
     assert env.action_space.contains(action)
     batch, _ = agent.predict(np.stack([observation] * 3))
-    first = env.unwrapped.system.step(
+    first = env.unwrapped.system.transmit(
         torch.from_numpy(env.unwrapped.channels)[None, None, None], torch.from_numpy(action)[None]
     )
-    second = env.unwrapped.system.step(
+    second = env.unwrapped.system.transmit(
         torch.from_numpy(env.unwrapped.channels)[None, None, None], torch.from_numpy(batch[:1])
     )
     torch.testing.assert_close(first.sum_rate, second.sum_rate, rtol=5e-3, atol=0)
@@ -396,19 +396,19 @@ def test_references_in_a_comparison() -> None:
 
 
 def test_the_starts() -> None:
-    five = _subsets(5, None, False, 0)
+    five = _choose_subsets(5, None, False, 0)
     assert five.shape == (17, 5)
     assert five[:2].tolist() == [[1.0] * 5] * 2
     assert sorted({int(n) for n in five.sum(-1)}) == [3, 4, 5]
     assert len({tuple(row) for row in five.tolist()}) == 16
-    assert _subsets(1, None, False, 0).tolist() == [[1.0], [1.0]]
-    many = _subsets(12, None, False, 0)
+    assert _choose_subsets(1, None, False, 0).tolist() == [[1.0], [1.0]]
+    many = _choose_subsets(12, None, False, 0)
     assert len(many) == 32
     assert len({tuple(row) for row in many.tolist()}) == 31
     assert float(many.sum(-1).min()) >= 6
-    assert not torch.equal(many, _subsets(12, None, False, 1))
-    assert _subsets(5, 1, False, 0).tolist() == [[1.0] * 5]
-    assert torch.equal(_subsets(4, None, True, 0), torch.eye(4))
+    assert not torch.equal(many, _choose_subsets(12, None, False, 1))
+    assert _choose_subsets(5, 1, False, 0).tolist() == [[1.0] * 5]
+    assert torch.equal(_choose_subsets(4, None, True, 0), torch.eye(4))
 
 
 def test_errors() -> None:

@@ -12,7 +12,7 @@ import pytest
 from direct_model import SMALL
 
 from isac_gym.baselines import EqualPower, RandomPower
-from isac_gym.policy import make_agent
+from isac_gym.registry import make_agent
 
 CONTROLS = ("power", "beamforming")
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from isac_gym.baselines import WMMSE, EqualPower, scalar_wmmse, wmmse
-from isac_gym.baselines.bounds import dpc_capacity
-from isac_gym.baselines.links import PowerLink, PrecoderLink
-from isac_gym.baselines.wmmse import maximise_rate
+from isac_gym.solvers.capacity import dpc_capacity
+from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem
+from isac_gym.solvers.wmmse import maximise_rate
 
 Real = npt.NDArray[np.float64]
 Complex = npt.NDArray[np.complex128]
@@ -64,10 +64,14 @@ def test_the_rate_never_falls(users: int, antennas: int, snr_db: float, momentum
     G = channels(users, 50, users, antennas)
     noise = torch.full((50, users), 10 ** (-snr_db / 10), dtype=torch.float64)
     for kind in ("rzf", "mrt", "random"):
-        link = PrecoderLink(G, 1.0)
-        start = link.start(kind, noise, torch.ones_like(noise), torch.Generator().manual_seed(0))
+        downlinks = PrecoderProblem(G, 1.0)
+        start = downlinks.start(
+            kind, noise, torch.ones_like(noise), torch.Generator().manual_seed(0)
+        )
         history: list[torch.Tensor] = []
-        maximise_rate(link, start, noise, max_iterations=150, momentum=momentum, history=history)
+        maximise_rate(
+            downlinks, start, noise, max_iterations=150, momentum=momentum, history=history
+        )
         assert len(history) == 151
         assert float(torch.stack(history).diff(dim=0).min()) >= -1e-9
         assert float((history[-1] - history[0]).min()) >= 0.0
@@ -78,10 +82,12 @@ def test_the_rate_never_falls_with_powers(momentum: bool) -> None:
     G = channels(3, 100, 6, 6)
     gains = (G @ (G.mH / torch.linalg.vector_norm(G, dim=-1)[:, None])).abs().square()
     noise = torch.full((100, 6), 0.1, dtype=torch.float64)
-    link = PowerLink(gains, 2.0)
-    start = link.start("random", noise, torch.ones_like(noise), torch.Generator().manual_seed(0))
+    downlinks = PowerProblem(gains, 2.0)
+    start = downlinks.start(
+        "random", noise, torch.ones_like(noise), torch.Generator().manual_seed(0)
+    )
     history: list[torch.Tensor] = []
-    maximise_rate(link, start, noise, max_iterations=200, momentum=momentum, history=history)
+    maximise_rate(downlinks, start, noise, max_iterations=200, momentum=momentum, history=history)
     assert float(torch.stack(history).diff(dim=0).min()) >= -1e-9
 
 

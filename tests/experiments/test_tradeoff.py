@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -19,17 +19,13 @@ import torch
 from matplotlib.axes import Axes
 
 import isac_gym
-from isac_gym import RayleighChannel, RicianChannel, Scenario, evaluation
+from isac_gym import RayleighChannel, RicianChannel, Scenario
 from isac_gym.baselines import joint_upper_bound
-from isac_gym.evaluation import evaluation_set
-from isac_gym.experiments.tradeoff import (
-    FACTORS,
-    TradeOff,
-    TradeOffPoint,
-    run_tradeoff,
-    tradeoff_figure,
-)
-from isac_gym.plotting import save_figure
+from isac_gym.evaluation import evaluation_set, judging
+from isac_gym.experiments import run_experiment
+from isac_gym.experiments.style import save_figure
+from isac_gym.experiments.tradeoff import FACTORS, TradeOff
+from isac_gym.registry import CHANNELS
 
 SCENARIO = Scenario(
     num_users=2,
@@ -40,17 +36,39 @@ SCENARIO = Scenario(
 )
 BOUND, JOINT, MEAN = "upper bound", "joint, ε on every channel", "joint, ε on the mean"
 NULLING, DECOUPLED, CORNER = "null steering", "decoupled", "communication only"
+SILENT = "without radar"
 SWEPT = (BOUND, JOINT, MEAN, NULLING)
 COUNT = 16
 # Searches end in local optima; a mean over channels may be that much off the best one's.
 SLACK = 0.01
 
 
+class Found:
+    """A trade-off that was computed: the table, and its rows by design."""
+
+    def __init__(self, scenario: Scenario, **settings: Any) -> None:
+        self.lines: list[str] = []
+        self.experiment = TradeOff(scenario=scenario, **settings)
+        self.table = run_experiment(self.experiment, report=self.lines.append)
+        self.points = [SimpleNamespace(**row) for row in self.table.rows]
+        self.settings = self.table.settings
+        self.floors = scenario.sensing_floor()
+
+    @property
+    def without_radar(self) -> float:
+        return float(self.of(SILENT)[0].spectral_efficiency)
+
+    def of(self, design: str) -> list[Any]:
+        """The points of a design, by threshold."""
+        found = [point for point in self.points if point.design == design]
+        return sorted(found, key=lambda point: point.threshold or 0.0)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def quick_latency() -> Any:
     """Without the repeated calls that only measure time, two seconds a point."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_latency", lambda *_, **__: 1e-3)
+        patch.setattr(judging, "_measure_latency", lambda *_: 1e-3)
         yield
 
 
@@ -70,65 +88,61 @@ def limits(floor: float) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, list[TradeOffPoint]]:
-    return {}
-
-
-@pytest.fixture(scope="module")
-def both(limits: list[float], seen: dict[str, list[TradeOffPoint]]) -> dict[str, TradeOff]:
+def both(limits: list[float]) -> dict[str, Found]:
     """The trade-off of each control mode on the same channels."""
-    results = {}
-    for control in ("beamforming", "power"):
-        seen[control] = []
-        results[control] = run_tradeoff(
-            SCENARIO.replace(control=control),
-            thresholds=limits,
-            channels=COUNT,
-            subdivisions=2,
-            seed=3,
-            callback=seen[control].append,
-        )
-    return results
+    options: dict[str, Any] = {"channels": COUNT, "subdivisions": 2, "evaluation_seed": 3}
+    return {
+        control: Found(SCENARIO.replace(control=control), thresholds=limits, **options)
+        for control in ("beamforming", "power")
+    }
 
 
 @pytest.fixture
-def found(both: dict[str, TradeOff], control: str) -> TradeOff:
+def found(both: dict[str, Found], control: str) -> Found:
     return both[control]
 
 
 @pytest.fixture(scope="module")
-def part(floor: float) -> TradeOff:
+def part(floor: float) -> Found:
     """A bound on the first channels alone."""
-    return run_tradeoff(
-        SCENARIO, thresholds=[1.3 * floor], channels=3, bound_channels=2, subdivisions=1, seed=4
+    return Found(
+        SCENARIO,
+        thresholds=[1.3 * floor],
+        channels=3,
+        bound_channels=2,
+        subdivisions=1,
+        evaluation_seed=4,
     )
 
 
 @pytest.fixture(scope="module")
-def tiny(floor: float) -> TradeOff:
+def tiny(floor: float) -> Found:
     """Two thresholds and no bound."""
-    return run_tradeoff(
-        SCENARIO, thresholds=[1.5 * floor, 1.2 * floor], channels=4, bound_channels=0, seed=1
+    return Found(
+        SCENARIO,
+        thresholds=[1.5 * floor, 1.2 * floor],
+        channels=4,
+        bound_channels=0,
+        evaluation_seed=1,
     )
 
 
-def rates(found: TradeOff, design: str) -> list[float]:
+def rates(found: Found, design: str) -> list[float]:
     return [point.spectral_efficiency for point in found.of(design)]
 
 
 # What holds between the designs
 
 
-def test_all_designs_at_every_threshold(
-    found: TradeOff, limits: list[float], seen: dict[str, list[TradeOffPoint]], control: str
-) -> None:
+def test_all_designs_at_every_threshold(found: Found, limits: list[float]) -> None:
     for design in SWEPT:
         assert [point.threshold for point in found.of(design)] == limits
     for design in (DECOUPLED, CORNER):
         (point,) = found.of(design)
-        assert math.isnan(point.threshold)
-    assert len(found.points) == 4 * 3 + 2
-    assert list(found.points) == seen[control]
+        assert point.threshold is None
+    assert len(found.points) == 4 * 3 + 3
+    assert len([line for line in found.lines if line]) == len(found.points)
+    assert found.lines[1] == f"design {JOINT}, threshold {limits[0]} (2 of 15)"
     assert found.of("nosuch") == []
     for point in found.points:
         assert point.channels == COUNT
@@ -137,7 +151,7 @@ def test_all_designs_at_every_threshold(
     assert found.floors == SCENARIO.sensing_floor()
 
 
-def test_the_threshold_is_kept_on_every_channel(found: TradeOff) -> None:
+def test_the_threshold_is_kept_on_every_channel(found: Found) -> None:
     for design in (JOINT, NULLING):
         for point in found.of(design):
             assert -1.0 < point.worst_excess <= 1e-4
@@ -145,10 +159,10 @@ def test_the_threshold_is_kept_on_every_channel(found: TradeOff) -> None:
             assert point.sensing_loss >= found.floors[0] * (1 - 1e-5)
     for point in found.points:
         if point.design not in (JOINT, NULLING):
-            assert math.isnan(point.worst_excess)
+            assert point.worst_excess is None
 
 
-def test_nothing_that_keeps_the_threshold_exceeds_the_bound(found: TradeOff) -> None:
+def test_nothing_that_keeps_the_threshold_exceeds_the_bound(found: Found) -> None:
     for design in (JOINT, NULLING):
         for rate, bound in zip(rates(found, design), rates(found, BOUND), strict=True):
             assert rate <= bound * (1 + 1e-5)
@@ -156,14 +170,14 @@ def test_nothing_that_keeps_the_threshold_exceeds_the_bound(found: TradeOff) -> 
     assert rates(found, JOINT)[0] > 0.8 * rates(found, BOUND)[0]
 
 
-def test_a_looser_threshold_costs_no_rate(found: TradeOff) -> None:
+def test_a_looser_threshold_costs_no_rate(found: Found) -> None:
     for design in (BOUND, JOINT, MEAN):
         values = rates(found, design)
         assert all(later >= rate - SLACK for rate, later in itertools.pairwise(values))
         assert values[-1] > values[0] + 0.2
 
 
-def test_the_mean_meets_the_threshold_where_it_binds(found: TradeOff) -> None:
+def test_the_mean_meets_the_threshold_where_it_binds(found: Found) -> None:
     (corner,) = found.of(CORNER)
     for point in found.of(MEAN):
         assert corner.sensing_loss > 1.2 * point.threshold, "would not bind"
@@ -171,26 +185,26 @@ def test_the_mean_meets_the_threshold_where_it_binds(found: TradeOff) -> None:
         assert point.sensing_loss == pytest.approx(point.threshold, rel=0.03)
 
 
-def test_a_constraint_on_the_mean_is_weaker_than_on_every_channel(found: TradeOff) -> None:
+def test_a_constraint_on_the_mean_is_weaker_than_on_every_channel(found: Found) -> None:
     for point, strict in zip(found.of(MEAN), found.of(JOINT), strict=True):
         # For as much as the mean is off ε, at the rate's slope by ε: a few bit/s/Hz for ε itself.
         off = 5.0 * abs(point.sensing_loss / point.threshold - 1.0)
         assert point.spectral_efficiency >= strict.spectral_efficiency - SLACK - off
 
 
-def test_null_steering_is_not_better_than_the_joint_optimum(found: TradeOff) -> None:
+def test_null_steering_is_not_better_than_the_joint_optimum(found: Found) -> None:
     for rate, joint in zip(rates(found, NULLING), rates(found, JOINT), strict=True):
         assert rate <= joint + SLACK
     assert rates(found, JOINT)[1] > rates(found, NULLING)[1] + 0.02
 
 
-def test_nothing_exceeds_the_rate_without_radar(found: TradeOff) -> None:
+def test_nothing_exceeds_the_rate_without_radar(found: Found) -> None:
     for point in found.points:
         if point.design != BOUND:
             assert point.spectral_efficiency <= found.without_radar + SLACK
 
 
-def test_the_rate_without_radar_is_within_closed_forms(found: TradeOff, control: str) -> None:
+def test_the_rate_without_radar_is_within_closed_forms(found: Found, control: str) -> None:
     """Not below zero forcing and one user alone; not above users that do not interfere."""
     G = evaluation_set(SCENARIO, RayleighChannel(), COUNT, 3).channels[:, 0, 0, 0, :, 4:]
     G = G.astype(np.complex128)
@@ -221,18 +235,18 @@ def equal_power_rate(G: Any, directions: Any) -> float:
     return float(reference.spectral_efficiency(ratio).sum())
 
 
-def test_the_corners(found: TradeOff) -> None:
+def test_the_corners(found: Found) -> None:
     (decoupled,), (corner,) = found.of(DECOUPLED), found.of(CORNER)
     assert decoupled.sensing_loss == pytest.approx(found.floors[0], rel=1e-5)
     assert corner.sensing_loss > 1.5 * found.floors[0]
     for point in found.points:
-        if point.design not in (BOUND, CORNER):
+        if point.design not in (BOUND, CORNER, SILENT):
             assert point.spectral_efficiency <= corner.spectral_efficiency + SLACK
             assert point.spectral_efficiency >= decoupled.spectral_efficiency - SLACK
 
 
 def test_at_the_floor_only_the_best_beampattern_is_left(floor: float) -> None:
-    found = run_tradeoff(SCENARIO, thresholds=[1.0005 * floor], channels=4, bound_channels=0)
+    found = Found(SCENARIO, thresholds=[1.0005 * floor], channels=4, bound_channels=0)
     (decoupled,) = found.of(DECOUPLED)
     for design in (JOINT, NULLING):
         (point,) = found.of(design)
@@ -242,7 +256,7 @@ def test_at_the_floor_only_the_best_beampattern_is_left(floor: float) -> None:
         assert near - SLACK <= point.spectral_efficiency < near + 0.25
 
 
-def test_power_control_cannot_beat_beamforming(both: dict[str, TradeOff]) -> None:
+def test_power_control_cannot_beat_beamforming(both: dict[str, Found]) -> None:
     power, beamforming = both["power"], both["beamforming"]
     assert power.settings["evaluation_set"] == beamforming.settings["evaluation_set"]
     for design in (JOINT, MEAN, NULLING, DECOUPLED, CORNER):
@@ -253,36 +267,34 @@ def test_power_control_cannot_beat_beamforming(both: dict[str, TradeOff]) -> Non
 # Options
 
 
-def test_the_same_seed_gives_the_same_result(tiny: TradeOff, floor: float) -> None:
-    def numbers(result: TradeOff) -> str:
-        content = json.loads(result.to_json())
-        for point in content["points"]:
-            del point["seconds"]
-        return json.dumps(content)
+def test_the_same_seed_gives_the_same_result(tiny: Found, floor: float) -> None:
+    def numbers(result: Found) -> Any:
+        rows = [{**row, "seconds": None} for row in result.table.rows]
+        return result.settings, rows
 
     options: dict[str, Any] = {"thresholds": [1.5 * floor, 1.2 * floor], "bound_channels": 0}
-    again = run_tradeoff(SCENARIO, channels=4, seed=1, **options)
+    again = Found(SCENARIO, channels=4, evaluation_seed=1, **options)
     assert numbers(again) == numbers(tiny)
 
 
-def test_the_seed_changes_the_channels(tiny: TradeOff, part: TradeOff) -> None:
+def test_the_seed_changes_the_channels(tiny: Found, part: Found) -> None:
     assert part.settings["evaluation_set"] != tiny.settings["evaluation_set"]
     assert not set(rates(part, JOINT)) & set(rates(tiny, JOINT))
 
 
-def test_without_bound_channels_the_bound_is_left_out(tiny: TradeOff) -> None:
+def test_without_bound_channels_the_bound_is_left_out(tiny: Found) -> None:
     assert tiny.of(BOUND) == []
-    assert tiny.settings["bound_channels"] == 0
-    assert {point.design for point in tiny.points} == {JOINT, MEAN, NULLING, DECOUPLED, CORNER}
+    designs = {JOINT, MEAN, NULLING, DECOUPLED, CORNER, SILENT}
+    assert {point.design for point in tiny.points} == designs
 
 
-def test_points_of_a_design_come_by_threshold(tiny: TradeOff) -> None:
+def test_points_of_a_design_come_by_threshold(tiny: Found) -> None:
     given = [point.threshold for point in tiny.points if point.design == JOINT]
     assert given == sorted(given, reverse=True)
     assert [point.threshold for point in tiny.of(JOINT)] == sorted(given)
 
 
-def test_the_bound_on_the_first_channels(part: TradeOff, floor: float) -> None:
+def test_the_bound_on_the_first_channels(part: Found, floor: float) -> None:
     (point,) = part.of(BOUND)
     assert point.channels == part.settings["bound_channels"] == 2
     assert part.of(JOINT)[0].channels == part.settings["channels"] == 3
@@ -294,31 +306,33 @@ def test_the_bound_on_the_first_channels(part: TradeOff, floor: float) -> None:
 
 def test_the_channel_model_is_used(floor: float) -> None:
     model = RicianChannel(3.0)
-    found = run_tradeoff(
-        SCENARIO, model=model, thresholds=[1.3 * floor], channels=3, bound_channels=0, seed=2
-    )
+    options: dict[str, Any] = {"thresholds": [1.3 * floor], "bound_channels": 0}
+    found = Found(SCENARIO, channel_model=model, channels=3, evaluation_seed=2, **options)
     expected = evaluation_set(SCENARIO, model, 3, 2)
     assert found.settings["evaluation_set"] == expected.digest
-    assert found.settings["channel_model"] == repr(model)
+    assert found.settings["channel_model"] == CHANNELS.describe(model)
 
 
 def test_by_default_the_thresholds_are_multiples_of_the_floor(
     monkeypatch: pytest.MonkeyPatch, floor: float
 ) -> None:
     monkeypatch.setattr("isac_gym.experiments.tradeoff.FACTORS", FACTORS[:1] + FACTORS[-1:])
-    found = run_tradeoff(SCENARIO, channels=2, bound_channels=0)
+    found = Found(SCENARIO, channels=2, bound_channels=0)
     low, high = (point.threshold for point in found.of(JOINT))
     assert floor < low < 1.001 * floor
     assert high == pytest.approx(2 * floor)
     assert found.of(JOINT)[0].worst_excess <= 1e-4
 
 
-def test_settings_say_what_was_computed(found: TradeOff, control: str) -> None:
+def test_settings_say_what_was_computed(found: Found, control: str) -> None:
     settings = found.settings
     assert Scenario.from_dict(settings["scenario"]) == SCENARIO.replace(control=control)
-    assert (settings["channels"], settings["seed"], settings["subdivisions"]) == (COUNT, 3, 2)
-    assert settings["bound_channels"] == COUNT
-    assert settings["version"] == isac_gym.__version__
+    assert (settings["channels"], settings["evaluation_seed"]) == (COUNT, 3)
+    assert settings["subdivisions"] == 2
+    assert settings["bound_channels"] is None
+    assert settings["experiment"] == "tradeoff"
+    assert settings["versions"]["isac-gym"] == isac_gym.__version__
+    assert settings["floors"] == list(found.floors)
     digest = evaluation_set(SCENARIO, RayleighChannel(), COUNT, 3).digest
     assert settings["evaluation_set"] == digest
 
@@ -337,27 +351,27 @@ def test_the_bound_is_one_for_the_true_channels(seed: int) -> None:
         target_angles_deg=(0.0,),
         csi_error_variance=1.0,
     )
-    found = run_tradeoff(
+    found = Found(
         scenario,
         thresholds=[1.02 * scenario.sensing_floor()[0]],
         channels=1,
         subdivisions=0,
-        seed=seed,
+        evaluation_seed=seed,
     )
     assert rates(found, NULLING)[0] <= rates(found, BOUND)[0] + 1e-4
 
 
 def test_the_bound_of_correlated_channels_says_how_many_it_is_for(floor: float) -> None:
     scenario = SCENARIO.replace(doppler=0.1, episode_length=3)
-    found = run_tradeoff(scenario, thresholds=[1.05 * floor], channels=6, subdivisions=0)
+    found = Found(scenario, thresholds=[1.05 * floor], channels=6, subdivisions=0)
     assert found.settings["channels"] == 6
-    assert found.settings["bound_channels"] == found.of(BOUND)[0].channels
+    assert found.of(BOUND)[0].channels == 6
 
 
 def test_the_bound_of_several_cells_is_that_of_each_alone(floor: float) -> None:
     scenario = SCENARIO.replace(num_cells=2, target_angles_deg=((0.0,), (30.0,)))
     floors = scenario.sensing_floor()
-    found = run_tradeoff(scenario, thresholds=[1.2 * max(floors)], channels=3)
+    found = Found(scenario, thresholds=[1.2 * max(floors)], channels=3)
     (bound,) = found.of(BOUND)
     assert bound.channels == 3
     # What other cells send only disturbs.
@@ -372,7 +386,7 @@ def test_the_bound_of_several_cells_is_that_of_each_alone(floor: float) -> None:
 
 def test_contention_is_not_compared_with_users_that_all_transmit(floor: float) -> None:
     scenario = SCENARIO.replace(scheduling="contention")
-    found = run_tradeoff(scenario, thresholds=[1.05 * floor], channels=3, seed=2)
+    found = Found(scenario, thresholds=[1.05 * floor], channels=3, evaluation_seed=2)
     (bound,) = found.of(BOUND)
     assert bound.spectral_efficiency > found.of(JOINT)[0].spectral_efficiency
     # Only a user that is alone in its block gets through: at best the stronger one.
@@ -380,23 +394,20 @@ def test_contention_is_not_compared_with_users_that_all_transmit(floor: float) -
     gains = np.sum(np.abs(H[..., 4:]) ** 2, -1).max(-1)
     best = np.mean(np.log2(1 + gains / scenario.noise_power))
     for point in found.points:
-        assert point is bound or point.spectral_efficiency <= best * (1 + 1e-5)
+        assert point.design == BOUND or point.spectral_efficiency <= best * (1 + 1e-5)
     assert found.without_radar == pytest.approx(best, rel=1e-4)
 
 
 # Files
 
 
-def test_csv_round_trip(found: TradeOff) -> None:
-    rows = list(csv.DictReader(io.StringIO(found.to_csv(), newline="")))
-    assert len(rows) == len(found.points)
-    for row, point in zip(rows, found.points, strict=True):
-        assert list(row) == list(TradeOffPoint.__dataclass_fields__)
-        assert row["design"] == point.design
-        assert int(row["channels"]) == point.channels
-        for name, text in row.items():
-            if name not in ("design", "channels"):
-                np.testing.assert_equal(float(text), getattr(point, name))
+def test_csv_round_trip(found: Found, tmp_path: Path) -> None:
+    found.table.to_csv(tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, expected in zip(rows, found.table.rows, strict=True):
+        assert list(row) == list(expected)
+        assert row == {name: "" if v is None else str(v) for name, v in expected.items()}
 
 
 def strict(text: str) -> Any:
@@ -406,43 +417,28 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=no_constants)
 
 
-def test_json_round_trip(found: TradeOff) -> None:
-    content = strict(found.to_json())
-    assert content["settings"] == found.settings
-    assert content["without_radar"] == found.without_radar
-    assert content["floors"] == list(found.floors)
-    nulls = 0
-    for row, point in zip(content["points"], found.points, strict=True):
-        for name, value in row.items():
-            expected = getattr(point, name)
-            if isinstance(expected, float) and math.isnan(expected):
-                assert value is None
-                nulls += 1
-            else:
-                assert value == expected
-    assert nulls > 0
+def test_json_round_trip(found: Found, tmp_path: Path) -> None:
+    found.table.to_json(tmp_path / "table.json")
+    content = strict((tmp_path / "table.json").read_text())
+    assert content["settings"] == json.loads(json.dumps(found.settings))
+    assert content["rows"] == list(found.table.rows)
 
 
 def test_a_single_channel_has_no_interval_and_json_is_strict(floor: float, tmp_path: Path) -> None:
-    found = run_tradeoff(
-        SCENARIO, thresholds=[1.3 * floor], channels=1, bound_channels=9, subdivisions=0
-    )
-    assert found.of(BOUND)[0].channels == found.settings["bound_channels"] == 1
+    found = Found(SCENARIO, thresholds=[1.3 * floor], channels=1, bound_channels=9, subdivisions=0)
+    assert found.of(BOUND)[0].channels == 1
     assert found.of(JOINT)[0].confidence_high == math.inf
-    save_figure(tradeoff_figure(found), tmp_path / "single.png")
-    content = strict(found.to_json())
-    assert content["points"][0]["confidence_low"] is None
+    save_figure(found.experiment.draw(found.table), tmp_path / "single.png")
+    found.table.to_json(tmp_path / "table.json")
+    content = strict((tmp_path / "table.json").read_text())
+    assert content["rows"][0]["confidence_low"] is None
 
 
-def test_the_table(found: TradeOff) -> None:
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    Console(file=buffer, width=140, no_color=True).print(found)
-    text = buffer.getvalue()
+def test_the_table(found: Found) -> None:
+    text = str(found.table)
     assert found.settings["evaluation_set"] in text
     assert f"{COUNT} channels, seed 3" in text
-    assert f"without radar {found.without_radar:.2f}" in text
+    assert f"{found.without_radar:.3f}" in text
     assert "nan" not in text
     for point in found.points:
         lines = [line for line in text.splitlines() if f" {point.design} " in line]
@@ -455,8 +451,8 @@ def drawn(figure: Any) -> Axes:
     return axes
 
 
-def test_the_figure(found: TradeOff, limits: list[float], tmp_path: Path) -> None:
-    figure = tradeoff_figure(found)
+def test_the_figure(found: Found, limits: list[float], tmp_path: Path) -> None:
+    figure = found.experiment.draw(found.table)
     axes = drawn(figure)
     assert "sensing threshold" in axes.get_xlabel()
     assert axes.get_ylabel() == "spectral efficiency (bit/s/Hz)"
@@ -488,12 +484,12 @@ def test_the_figure(found: TradeOff, limits: list[float], tmp_path: Path) -> Non
 
 
 def test_the_figure_without_a_bound_and_with_a_bound_on_some_channels(
-    tiny: TradeOff, part: TradeOff
+    tiny: Found, part: TradeOff
 ) -> None:
-    legend = drawn(tradeoff_figure(tiny)).get_legend()
+    legend = drawn(tiny.experiment.draw(tiny.table)).get_legend()
     assert legend is not None
     assert not any("bound" in text.get_text() for text in legend.get_texts())
-    legend = drawn(tradeoff_figure(part)).get_legend()
+    legend = drawn(part.experiment.draw(part.table)).get_legend()
     assert legend is not None
     assert "(first 2 channels)" in legend.get_texts()[0].get_text()
 
@@ -502,15 +498,11 @@ def test_the_figure_without_a_bound_and_with_a_bound_on_some_channels(
 
 
 def test_a_threshold_below_the_floor_names_the_floor(floor: float) -> None:
-    points: list[TradeOffPoint] = []
     with pytest.raises(ValueError, match="sensing_threshold must be at least") as error:
-        run_tradeoff(
-            SCENARIO, thresholds=[1.5 * floor, 0.9 * floor], channels=2, callback=points.append
-        )
+        TradeOff(scenario=SCENARIO, thresholds=[1.5 * floor, 0.9 * floor]).points()
     named = float(str(error.value).split("at least ")[1].split(",")[0])
     assert floor <= named <= floor * 1.002
     assert repr(0.9 * floor) in str(error.value)
-    assert points == []
 
 
 @pytest.mark.parametrize(
@@ -523,8 +515,10 @@ def test_a_threshold_below_the_floor_names_the_floor(floor: float) -> None:
         ({}, {"channels": 0}, "channels must be an integer >= 1, got 0"),
         ({}, {"channels": 2.5}, "channels must be an integer >= 1"),
         ({}, {"subdivisions": -1}, "subdivisions must be an integer >= 0, got -1"),
+        ({}, {"thresholds": []}, "thresholds must hold at least one value"),
         ({}, {"thresholds": [0.0]}, "sensing_threshold must be a finite number > 0"),
-        ({}, {"thresholds": [0.15, math.nan]}, "sensing_threshold must be a finite number > 0"),
+        ({}, {"thresholds": [-0.1]}, "thresholds must be a number >= 0, got -0.1"),
+        ({}, {"thresholds": [0.15, math.nan]}, "thresholds must be a number >= 0, got nan"),
     ],
     ids=str,
 )
@@ -533,12 +527,12 @@ def test_what_is_not_allowed(
 ) -> None:
     given: dict[str, Any] = {"thresholds": [0.15], "channels": 2, "subdivisions": 0, **options}
     with pytest.raises(ValueError, match=message):
-        run_tradeoff(SCENARIO.replace(**changes), **given)
+        Found(SCENARIO.replace(**changes), **given)
 
 
-@pytest.mark.parametrize("kind", [np.array, tuple], ids=["array", "tuple"])
+@pytest.mark.parametrize("kind", [list, tuple])
 def test_thresholds_may_be_any_sequence(kind: Any, floor: float) -> None:
-    found = run_tradeoff(
+    found = Found(
         SCENARIO, thresholds=kind([1.2 * floor, 1.5 * floor]), channels=1, bound_channels=0
     )
     assert [p.threshold for p in found.of(JOINT)] == pytest.approx([1.2 * floor, 1.5 * floor])

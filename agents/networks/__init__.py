@@ -1,0 +1,1 @@
+"""Networks of the learning agents: from observations to actions, one file or folder each."""

@@ -1,0 +1,1 @@
+"""The unfolded network, with its stage in tensor operations and as a compiled loop."""

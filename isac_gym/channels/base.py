@@ -1,0 +1,118 @@
+"""Channel models: who draws the channels, in which order.
+
+A model draws arrays of shape (n, J, J, K, M): n realisations of the channels from station i to
+user k of cell j, each row [f, g] with the M_R radar antennas first. It draws from the generator
+that it is given and keeps no state of its own, so one object serves any number of environments.
+
+Order of the draws: the whole array at once, in C order, real and imaginary part of an entry next
+to each other. A batch of n environments and n draws for one environment therefore use up the
+generator alike, but hand the numbers to different blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+
+from isac_gym.scenario import Scenario
+
+__all__ = ["ChannelModel", "Complex", "Deployment", "draw_complex_normal", "scale_between_cells"]
+
+Complex = npt.NDArray[np.complex64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """What a channel model needs to know of a scenario.
+
+    Attributes:
+        num_cells: J.
+        num_users: K.
+        num_radar_antennas: M_R.
+        num_comm_antennas: M_C.
+        antenna_spacing: Element spacing in wavelengths.
+        intercell_gain: Mean power β of the paths between a station and another cell's users.
+    """
+
+    num_cells: int
+    num_users: int
+    num_radar_antennas: int
+    num_comm_antennas: int
+    antenna_spacing: float
+    intercell_gain: float
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Deployment:
+        """The deployment of a scenario."""
+        return cls(
+            **{field.name: getattr(scenario, field.name) for field in dataclasses.fields(cls)}
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape (J, J, K, M) of one realisation."""
+        antennas = self.num_radar_antennas + self.num_comm_antennas
+        return (self.num_cells, self.num_cells, self.num_users, antennas)
+
+    @property
+    def amplitude(self) -> npt.NDArray[np.float32]:
+        """Square root of the mean power of each path, shape (J, J, 1, 1)."""
+        gain = np.full((self.num_cells, self.num_cells), self.intercell_gain)
+        np.fill_diagonal(gain, 1.0)
+        amplitude: npt.NDArray[np.float32] = np.sqrt(gain).astype(np.float32)
+        return amplitude[:, :, None, None]
+
+
+def draw_complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Complex:
+    """Independent CN(0, 1) entries, complex64."""
+    parts = rng.standard_normal((*shape, 2), dtype=np.float32)
+    parts *= np.float32(math.sqrt(0.5))
+    return parts.view(np.complex64)[..., 0]
+
+
+class ChannelModel(ABC):
+    """How channels are drawn; subclass this to bring your own.
+
+    Attributes:
+        is_time_correlated: Whether a block depends on the one before it; tells evaluation to keep
+            the blocks of an episode together.
+    """
+
+    is_time_correlated: bool = False
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Complex:
+        """Draw independent realisations, as at the start of an episode.
+
+        Args:
+            rng: The only source of randomness.
+            num: Number of realisations n.
+            deployment: Dimensions and gains.
+
+        Returns:
+            complex64 array (n, J, J, K, M).
+        """
+
+    def advance(
+        self, rng: np.random.Generator, channels: Complex, deployment: Deployment
+    ) -> Complex:
+        """Draw the next coherence block; independent of the current one unless overridden.
+
+        Args:
+            rng: The only source of randomness.
+            channels: Current block, complex64 (n, J, J, K, M); must not be changed in place.
+            deployment: Dimensions and gains.
+
+        Returns:
+            complex64 array of the same shape.
+        """
+        return self.draw(rng, len(channels), deployment)
+
+
+def scale_between_cells(channels: Complex, deployment: Deployment) -> Complex:
+    """Give paths between cells their mean power β; channels are complex64 (n, J, J, K, M)."""
+    return channels if deployment.num_cells == 1 else channels * deployment.amplitude

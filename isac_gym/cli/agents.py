@@ -1,0 +1,165 @@
+"""Commands for agents: train one, evaluate some, label channels with one's solutions."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from isac_gym.cli.options import (
+    AgentSettings,
+    Channels,
+    Environment,
+    EvaluationSeed,
+    Seed,
+    console,
+    parse_assignments,
+    print_table,
+    takes_environment,
+)
+from isac_gym.registry import AGENTS
+
+__all__ = ["evaluate", "labels", "train"]
+
+AGENT_HELP = (
+    "Name of `isac-gym agents`, module:Class, a saved file, CLASS@FILE, or pretrained:NAME."
+)
+
+
+@takes_environment
+def train(
+    environment: Environment,
+    name: Annotated[
+        str, typer.Argument(help="Learning agent of `isac-gym agents`, or module:Class.")
+    ],
+    agent_settings: AgentSettings = None,
+    seed: Seed = 0,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Gradient steps; short for -a iterations=.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device; auto is CUDA if present.")] = "auto",
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    evaluate_every: Annotated[
+        int, typer.Option(min=0, help="Iterations between evaluations; 0 makes none.")
+    ] = 0,
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="End after so many evaluations without improvement."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the agent.")] = Path(
+        "results/agent.zip"
+    ),
+) -> None:
+    """Train an agent and save it; goes on where a killed run of the same output was.
+
+    With --evaluate-every the best agent is kept beside it, as NAME.best.zip: the highest rate among
+    those whose constraints hold, or the least violation while none does.
+    """
+    options = parse_assignments("--agent-set", agent_settings)
+    if patience is not None and not evaluate_every:
+        raise ValueError("--patience needs --evaluate-every")
+    if iterations is not None:
+        if "iterations" in options:
+            raise ValueError("--iterations and -a iterations= must not both be given")
+        options["iterations"] = iterations
+
+    from isac_gym.agents.loading import prepare_agent
+    from isac_gym.learning.agent import LearningAgent
+
+    prepared = prepare_agent(name, environment.make(), seed=seed, device=device, **options)
+    agent = prepared.agent
+    if not prepared.needs_training or not callable(getattr(agent, "save", None)):
+        learners = ", ".join(key for key, entry in AGENTS.entries().items() if entry.learns)
+        raise ValueError(
+            f"agent must be one of {learners}, or a class with learn() and save(path), got {name!r}"
+        )
+    if evaluate_every and not isinstance(agent, LearningAgent):
+        raise ValueError(f"--evaluate-every needs a LearningAgent, got {name!r}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint, best = output.with_suffix(".checkpoint.zip"), output.with_suffix(".best.zip")
+    callback = _make_callback(agent, evaluate_every, patience, best) if evaluate_every else None
+    prepared.train(
+        progress_bar=True, callback=callback, tensorboard_log=tensorboard, checkpoint=checkpoint
+    )
+    if isinstance(agent, LearningAgent):
+        agent.save(output, command=shlex.join(["isac-gym", *sys.argv[1:]]))
+        agent.forget_checkpoint(checkpoint)
+    else:
+        agent.save(output)
+        checkpoint.unlink(missing_ok=True)
+    console.print(f"agent: {output}", highlight=False)
+    if callback is not None and best.exists():
+        found = next(entry for entry in reversed(callback.history) if entry.is_best)
+        excess = f"; no agent kept the constraints, least excess {found.violation:.1%}"
+        console.print(
+            f"best: {best} (iteration {found.iteration}, {found.sum_rate:.3f} bit/s/Hz"
+            f"{excess * (found.violation > callback.tolerance)})",
+            highlight=False,
+        )
+
+
+def _make_callback(agent: Any, every: int, patience: int | None, best: Path) -> Any:
+    from isac_gym.learning.callbacks import EvaluationCallback, StopOnConvergence
+
+    then = None if patience is None else StopOnConvergence(patience)
+    return EvaluationCallback(agent, every, best=best, then=then)
+
+
+@takes_environment
+def evaluate(
+    environment: Environment,
+    agent: Annotated[list[str], typer.Argument(help=AGENT_HELP)],
+    channels: Channels = 2000,
+    evaluation_seed: EvaluationSeed = 7,
+) -> None:
+    """Evaluate agents without training them, and print the table."""
+    from isac_gym.agents.loading import prepare_agent
+    from isac_gym.evaluation import compare
+
+    env = environment.make()
+    prepared = [prepare_agent(name, env) for name in agent]
+    for each in prepared:
+        each.require_trained()
+    agents = {each.name: each.agent for each in prepared}
+    print_table(compare(agents, env, channels=channels, seed=evaluation_seed))
+
+
+@takes_environment
+def labels(
+    environment: Environment,
+    agent: Annotated[str, typer.Argument(help=AGENT_HELP)] = "joint",
+    count: Annotated[int, typer.Option(min=1, help="Channels to solve.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the channels.")] = 0,
+    shard_size: Annotated[int, typer.Option(min=1, help="Channels a file.")] = 1024,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the labels.")] = Path(
+        "results/labels"
+    ),
+) -> None:
+    """Generate a data set of channels and an agent's solutions, for supervised learning.
+
+    A generation that was killed goes on where it was; a larger --count extends a data set.
+    """
+    from isac_gym.agents.loading import prepare_agent
+    from isac_gym.learning.labels import generate_labels
+
+    env = environment.make()
+    prepared = prepare_agent(agent, env)
+    prepared.require_trained()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task(f"labels of {agent}", total=count)
+        generate_labels(
+            prepared.agent,
+            env,
+            output,
+            count,
+            name=agent,
+            seed=seed,
+            shard_size=shard_size,
+            callback=lambda done: progress.update(task, completed=done),
+        )
+    console.print(f"labels: {output}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The Gymnasium environments: one, many at a time, and what wraps them."""

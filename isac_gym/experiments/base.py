@@ -1,0 +1,180 @@
+"""What an experiment is: settings, points, what is computed at a point, a table, a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import gymnasium as gym
+
+import isac_gym  # noqa: F401  (registers the ids)
+from isac_gym.channels.base import ChannelModel
+from isac_gym.evaluation.channel_set import EvaluationSet, evaluation_set
+from isac_gym.evaluation.provenance import provenance
+from isac_gym.evaluation.table import Row, Table
+from isac_gym.registry import EXPERIMENTS
+from isac_gym.scenario import Scenario
+from isac_gym.system.constraints import Constraint
+from isac_gym.validation import check_integer, check_real
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Experiment", "Point", "Report", "Workspace", "setting"]
+
+Point: TypeAlias = Mapping[str, Any]
+"""What tells a point from the others, as plain JSON types."""
+Report: TypeAlias = Callable[[str], None]
+"""Called with what is computed now, and with nothing where other output may come."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    option: str | None = None,
+    only_selects: bool = False,
+) -> Any:
+    """A field of an experiment, which is an option of its command.
+
+    Args:
+        default: Its default.
+        help: What it is, for the command's help.
+        minimum: The least value allowed, of the type that values have; None allows any.
+        option: Name of the option, or several with spaces between; None makes ``--like-this`` of
+            ``like_this``.
+        only_selects: Whether it only says which points there are. A run that goes on where another
+            was killed may then have another value.
+    """
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "option": option,
+        "only_selects": only_selects,
+    }
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """Where a point is computed.
+
+    Attributes:
+        folder: Where it may keep what a killed run goes on from; it is removed once the results are
+            written. None keeps nothing.
+        report: Says what is computed now; None says nothing.
+    """
+
+    folder: Path | None = None
+    report: Report | None = None
+
+    def say(self, line: str) -> None:
+        """Report a line; an empty one where a progress bar follows."""
+        if self.report is not None:
+            self.report(line)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """What is computed at several points; subclass it and register it to bring your own.
+
+    A subclass is a frozen dataclass whose further fields, made by :func:`setting`, are its settings
+    and the options of its command.
+
+    Attributes:
+        scenario: The scenario.
+        channel_model: How channels are drawn: a model, its name, or None for the scenario's.
+        constraints: Constraints beside those of every system: objects or registered names.
+
+    Raises:
+        ValueError: If a setting is less than its minimum, or of another type.
+    """
+
+    scenario: Scenario = dataclasses.field(default_factory=lambda: Scenario.preset("paper"))
+    channel_model: ChannelModel | str | None = None
+    constraints: tuple[Constraint | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            minimum, given = field.metadata.get("minimum"), getattr(self, field.name)
+            if minimum is None or given is None:
+                continue
+            for value in given if isinstance(given, Sequence) else [given]:
+                if isinstance(minimum, int):
+                    check_integer(field.name, value, minimum)
+                else:
+                    allowed = f"a number >= {minimum:g}"
+                    check_real(field.name, value, allowed, lambda x, least=minimum: x >= least)  # type: ignore[misc]
+
+    @property
+    def name(self) -> str:
+        """The name that it is registered by, or that of its class."""
+        return str(EXPERIMENTS.describe(self)["name"]).rpartition(":")[2]
+
+    @abstractmethod
+    def points(self) -> Sequence[Point]:
+        """The points, all different, in the order in which they are computed.
+
+        Raises:
+            ValueError: If a setting is not allowed.
+        """
+
+    @abstractmethod
+    def run(self, point: Point, workspace: Workspace) -> Row:
+        """Compute a point.
+
+        Args:
+            point: One of :meth:`points`.
+            workspace: Where it is computed.
+
+        Returns:
+            Further entries of the point's row, as JSON types: numbers, texts, and lists that the
+            picture is drawn from.
+        """
+
+    def tabulate(self, rows: Sequence[Row]) -> Table:
+        """The table of the rows, each with the entries of its point first."""
+        return Table(self.name, tuple(rows), self.settings())
+
+    def draw(self, table: Table) -> Figure | None:
+        """The picture of a table, if there is one."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """All that the results depend on, as plain JSON types: what tables and files state."""
+        own = {field.name: getattr(self, field.name) for field in self.find_settings()}
+        scenario = self.scenario.to_dict()
+        return {**provenance(self.env), "scenario": scenario, "experiment": self.name, **own}
+
+    @functools.cached_property
+    def env(self) -> Any:
+        """An environment of the experiment."""
+        return self.make_env()
+
+    def make_env(self, **changes: Any) -> Any:
+        """An environment of the experiment with some fields of the scenario changed."""
+        return gym.make(
+            "ISAC-MISO-v0",
+            scenario=self.scenario.replace(**changes),
+            channel_model=self.channel_model,
+            constraints=self.constraints,
+            disable_env_checker=True,
+        )
+
+    def draw_channels(self, env: Any, channels: int, seed: int) -> EvaluationSet:
+        """The evaluation set of an environment; see :func:`isac_gym.evaluation.evaluation_set`."""
+        unwrapped = env.unwrapped
+        return evaluation_set(unwrapped.scenario, unwrapped.channel_model, channels, seed)
+
+    @classmethod
+    def find_settings(cls) -> list[dataclasses.Field[Any]]:
+        """The fields that are settings of this experiment alone."""
+        common = {field.name for field in dataclasses.fields(Experiment)}
+        return [field for field in dataclasses.fields(cls) if field.name not in common]

@@ -1,0 +1,120 @@
+"""Running an experiment: point after point, in files that a killed run goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from isac_gym.evaluation.table import Row, Table
+from isac_gym.experiments.base import Experiment, Point, Report, Workspace
+from isac_gym.experiments.style import save_figure
+from isac_gym.files import write_atomically
+
+__all__ = ["run_experiment"]
+
+_ROWS: Final = "rows.json"
+
+
+def run_experiment(
+    experiment: Experiment, folder: str | Path | None = None, report: Report | None = None
+) -> Table:
+    """Compute all points of an experiment.
+
+    Rows are kept as they come, in the folder ``NAME.unfinished`` of the output folder; a run that
+    was killed goes on from there and ends with the same table.
+
+    Args:
+        experiment: The experiment.
+        folder: Where NAME.csv, NAME.json and, of some, NAME.png are written; None writes nothing.
+        report: Called with a line of text for every point, and with an empty one at the end and
+            where other output may come.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If a setting is not allowed, there are no points, or the folder holds rows of
+            other settings.
+        OSError: If the folder cannot be written to.
+    """
+    points = [_as_json(point) for point in experiment.points()]
+    if not points:
+        raise ValueError(f"experiment {experiment.name!r} must have at least one point, got none")
+    if folder is None:
+        return experiment.tabulate(_compute(experiment, points, Workspace(None, report)))
+    folder = Path(folder)
+    workspace = Workspace(folder / f"{experiment.name}.unfinished", report)
+    assert workspace.folder is not None
+    table = experiment.tabulate(_compute(experiment, points, workspace))
+    table.to_csv(folder / f"{experiment.name}.csv")
+    table.to_json(folder / f"{experiment.name}.json")
+    figure = experiment.draw(table)
+    if figure is not None:
+        save_figure(figure, folder / f"{experiment.name}.png")
+    shutil.rmtree(workspace.folder)
+    return table
+
+
+def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) -> list[Row]:
+    fingerprint = _fingerprint(experiment)
+    path = None if workspace.folder is None else workspace.folder / _ROWS
+    kept: list[list[Any]] = []
+    if path is not None:
+        kept = _read_rows(path, fingerprint)
+        _write_rows(path, fingerprint, kept)
+    rows: list[Row] = []
+    for number, point in enumerate(points, 1):
+        row = next((held for of, held in kept if of == point), None)
+        if row is None:
+            workspace.say(f"{_describe(point)} ({number} of {len(points)})")
+            row = _as_json(experiment.run(point, workspace))
+            kept.append([point, row])
+            if path is not None:
+                _write_rows(path, fingerprint, kept)
+        rows.append({**point, **row})
+    workspace.say("")
+    return rows
+
+
+def _fingerprint(experiment: Experiment) -> dict[str, Any]:
+    """The settings without those that only select points."""
+    selecting = {f.name for f in experiment.find_settings() if f.metadata.get("only_selects")}
+    settings = experiment.settings()
+    return dict(_as_json({key: settings[key] for key in settings if key not in selecting}))
+
+
+def _read_rows(path: Path, fingerprint: dict[str, Any]) -> list[list[Any]]:
+    """Pairs of point and row that an earlier run kept.
+
+    Raises:
+        ValueError: If the file is damaged, or of other settings.
+    """
+    advice = f"delete {path.parent} to start anew, or choose another folder"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings, rows = dict(content["settings"]), [[dict(p), dict(r)] for p, r in content["rows"]]
+    except FileNotFoundError:
+        return []
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); {advice}") from error
+    for key in dict.fromkeys([*fingerprint, *settings] if rows else []):
+        held, own = settings.get(key), fingerprint.get(key)
+        if held != own:
+            raise ValueError(f"{path}: rows must be for {key}={own!r}, got {held!r}; {advice}")
+    return rows
+
+
+def _write_rows(path: Path, fingerprint: dict[str, Any], rows: list[list[Any]]) -> None:
+    content = {"settings": fingerprint, "rows": rows}
+    write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
+
+
+def _as_json(value: Any) -> Any:
+    """As it would come from a file, so that a run that goes on has the same numbers."""
+    return json.loads(json.dumps(value))
+
+
+def _describe(point: Point) -> str:
+    return ", ".join(f"{key} {value}" for key, value in point.items())

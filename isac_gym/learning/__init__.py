@@ -1,0 +1,1 @@
+"""How agents are trained: losses, multipliers, the training loop, checkpoints and archives."""

@@ -1,0 +1,243 @@
+"""What training minimises, and where its batches come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isac_gym.channels.base import ChannelModel
+from isac_gym.learning.conditions import ConditionGrid, Conditions
+from isac_gym.learning.labels import Labels
+from isac_gym.learning.multipliers import Multipliers
+from isac_gym.system.constraints import Constraint
+from isac_gym.system.downlink import ISACSystem, Outcome
+from isac_gym.system.simulation import Simulation
+
+__all__ = ["Imitation", "Lagrangian", "LossValue", "TrainingLoss"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossValue:
+    """A loss on a batch of n blocks.
+
+    Attributes:
+        loss: Scalar with gradient.
+        sum_rate: Spectral efficiency, (n,), in bit/s/Hz.
+        constraints: Signed constraints by name, relative to their limits, each (n, J).
+        weights: Weights of the blocks on a grid of conditions, (n, P), or None.
+    """
+
+    loss: Tensor
+    sum_rate: Tensor
+    constraints: dict[str, Tensor]
+    weights: Tensor | None = None
+
+
+class TrainingLoss(Protocol):
+    """A loss with whatever state it has."""
+
+    def evaluate(self, network: nn.Module, rng: np.random.Generator) -> LossValue:
+        """The loss of a network on a batch drawn by ``rng`` alone."""
+
+    def update(self, value: LossValue, progress: float) -> None:
+        """Update the state after a gradient step.
+
+        Args:
+            value: The batch of that step.
+            progress: Share of the training that is done, in [0, 1).
+        """
+
+    def multipliers(self) -> dict[str, float]:
+        """Mean of each constraint's multiplier, for reports."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state; ValueError if it does not fit."""
+
+
+class Lagrangian:
+    """-E[spectral efficiency] + Σ λ·E[constraint] on channels drawn from a model.
+
+    Args:
+        system: Differentiable system.
+        model: How channels are drawn.
+        batch_size: Blocks n a batch.
+        multipliers: The multipliers of the system's constraints.
+        priced: The constraint whose price the network is told; None tells it none.
+        relative: Whether they weigh excess/limit; otherwise plain excess.
+        step_size: Step size η of the multipliers to begin with.
+        final_step_size: Step size of the multipliers at the end, reached by a cosine; None keeps
+            it constant.
+        grid: SNR and limits of the priced constraint to draw for each block; None means the
+            scenario's.
+    """
+
+    def __init__(
+        self,
+        system: ISACSystem,
+        model: ChannelModel,
+        batch_size: int,
+        multipliers: Multipliers,
+        priced: Constraint | None = None,
+        *,
+        relative: bool,
+        step_size: float,
+        final_step_size: float | None = None,
+        grid: ConditionGrid | None = None,
+    ) -> None:
+        self._step_size, self._final_step_size = step_size, final_step_size
+        multipliers.step_size = step_size
+        self._system, self._multipliers, self._grid = system, multipliers, grid
+        self._relative = relative
+        self._priced = priced
+        self._simulation = Simulation(system, model, batch_size)
+
+    def evaluate(self, network: nn.Module, rng: np.random.Generator) -> LossValue:
+        """The Lagrangian of a network on a batch drawn by ``rng`` alone."""
+        system, simulation, priced = self._system, self._simulation, self._priced
+        simulation.start(rng)
+        device = system.device
+        observation = torch.from_numpy(simulation.observe()).to(device)
+        count = len(observation)
+        if self._grid is None or priced is None:
+            conditions = Conditions.of(system, count, self._find_multiplier(), priced)
+            outcome = simulation.apply(network(observation, conditions))
+            constraints, weights = outcome.constraints, None
+        else:
+            snr_db, threshold = self._grid.draw(rng, count)
+            weights = self._grid.weights(snr_db, threshold).to(device)
+            noise = system.scenario.comm_power * 10.0 ** (-0.1 * snr_db)
+            noise_power = torch.from_numpy(noise).to(device, system.dtype)
+            limit = torch.from_numpy(threshold).to(device, system.dtype)[:, None]
+            price = self._multipliers.at(priced.name, weights) / limit
+            outcome = simulation.apply(
+                network(observation, Conditions(noise_power, price)), noise_power
+            )
+            quantity = priced.quantity(outcome, system)
+            constraints = {**outcome.constraints, priced.name: quantity / limit - 1.0}
+        penalty = self._multipliers.penalty(self._weigh(constraints), weights)
+        loss = penalty - self.measure_utility(outcome)
+        return LossValue(loss, outcome.sum_rate, constraints, weights)
+
+    def measure_utility(self, outcome: Outcome) -> Tensor:
+        """What is maximised, a scalar with gradient: the mean spectral efficiency of the batch."""
+        return outcome.sum_rate.mean()
+
+    def update(self, value: LossValue, progress: float) -> None:
+        """See :meth:`TrainingLoss.update`: a step of dual ascent."""
+        if self._final_step_size is not None:
+            span = self._step_size - self._final_step_size
+            fall = 0.5 * (1.0 + math.cos(math.pi * progress))
+            self._multipliers.step_size = self._final_step_size + span * fall
+        self._multipliers.ascend(self._weigh(value.constraints), value.weights)
+
+    def multipliers(self) -> dict[str, float]:
+        """See :meth:`TrainingLoss.multipliers`."""
+        return {name: float(value.mean()) for name, value in self._multipliers.values.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`TrainingLoss.state_dict`."""
+        return self._multipliers.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`TrainingLoss.load_state_dict`."""
+        self._multipliers.load_state_dict(state)
+
+    def _weigh(self, constraints: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._relative:
+            return constraints
+        limits = self._system.limits
+        return {name: value * limits[name] for name, value in constraints.items()}
+
+    def _find_multiplier(self) -> Tensor | None:
+        if self._priced is None:
+            return None
+        value = self._multipliers.values[self._priced.name]
+        return value if self._relative else value * self._system.limits[self._priced.name]
+
+
+class Imitation:
+    """Distance to a reference's transmissions, whatever leaves their effect unchanged left out.
+
+    The mean over the batch of Σ_k min_φ ‖F_k - e^{jφ} F'_k‖²/P_C + ‖R - R'‖²/‖R'‖², with F' and
+    R' = V'V'ᴴ the reference's: the phase of a user's beam and a rotation of the radar's streams
+    change neither rates nor sensing loss.
+
+    Args:
+        system: Differentiable system.
+        labels: The reference's solutions.
+        batch_size: Blocks n a batch.
+        multiplier: What the network is told as multiplier of the priced constraint, (J,).
+        priced: That constraint; None tells it none.
+
+    Raises:
+        ValueError: If the labels are of other dimensions than the system's scenario.
+    """
+
+    def __init__(
+        self,
+        system: ISACSystem,
+        labels: Labels,
+        batch_size: int,
+        multiplier: Tensor,
+        priced: Constraint | None = None,
+    ) -> None:
+        self._multiplier, self._priced = multiplier, priced
+        expected = system.codec.deployment.shape
+        if labels.channels.shape[1:] != expected:
+            raise ValueError(
+                f"labels must be for channels of shape (n, {', '.join(map(str, expected))}), got "
+                f"{labels.channels.shape}"
+            )
+        device = system.device
+        self._system, self._batch_size = system, batch_size
+        observations = system.codec.observation(labels.estimates)
+        self._observations = torch.from_numpy(observations).to(device)
+        self._channels = torch.from_numpy(labels.channels).to(device)
+        self._estimates = torch.from_numpy(labels.estimates).to(device)
+        self._precoders = torch.from_numpy(labels.precoders).to(device)
+        streams = torch.from_numpy(labels.streams).to(device)
+        self._covariances = streams @ streams.mH
+
+    def evaluate(self, network: nn.Module, rng: np.random.Generator) -> LossValue:
+        """See :meth:`TrainingLoss.evaluate`."""
+        count = len(self._observations)
+        index = torch.from_numpy(rng.integers(count, size=self._batch_size)).to(self._system.device)
+        conditions = Conditions.of(self._system, len(index), self._multiplier, self._priced)
+        action = network(self._observations[index], conditions)
+        outcome = self._system.transmit(self._channels[index], action, self._estimates[index])
+        sent, wanted = outcome.transmission.precoders, self._precoders[index]
+        energy = sent.abs().square().sum((-2, -1)) + wanted.abs().square().sum((-2, -1))
+        # The modulus has no gradient at 0, where a user that is not served is.
+        overlap = (sent.conj() * wanted).sum(-2)
+        aligned = (overlap.abs().square() + 1e-12).sqrt().sum(-1)
+        loss = (energy - 2.0 * aligned) / self._system.scenario.comm_power
+        if self._system.scenario.radar == "learned":
+            streams, target = outcome.transmission.streams, self._covariances[index]
+            distance = (streams @ streams.mH - target).abs().square().sum((-2, -1))
+            loss = loss + distance / target.abs().square().sum((-2, -1))
+        return LossValue(loss.mean(), outcome.sum_rate, outcome.constraints)
+
+    def update(self, value: LossValue, progress: float) -> None:
+        """See :meth:`TrainingLoss.update`: there is no state."""
+
+    def multipliers(self) -> dict[str, float]:
+        """See :meth:`TrainingLoss.multipliers`: there are none."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`TrainingLoss.state_dict`: there is none."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`TrainingLoss.load_state_dict`."""
+        if state:
+            raise ValueError(f"a supervised training has no state, got {sorted(state)}")

@@ -1,0 +1,111 @@
+"""What a network of a learning agent is, and how one is made by the name of its architecture."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from isac_gym.learning.conditions import Conditions
+from isac_gym.registry import NETWORKS
+from isac_gym.scenario import Scenario
+from isac_gym.system.downlink import ISACSystem
+
+__all__ = ["Network", "list_network_options", "make_network", "name_architecture"]
+
+_EVERYWHERE = "direct"
+"""The architecture for control modes that the wanted one has no formulas for."""
+
+
+class Network(nn.Module, ABC):
+    """From observations to actions; subclass it and register it for ``architecture=``.
+
+    It is made as ``Network(system, generator, **options)``: the system whose observations and
+    actions it maps, the source of its initial weights, and settings of its own, which are keyword
+    arguments of the agent as well.
+
+    Attributes:
+        is_priced: Whether it answers to the price that ``conditions`` holds, so that the price can
+            be settled without training.
+        fits_other_sizes: Whether the same weights serve other numbers of users and antennas.
+    """
+
+    is_priced: ClassVar[bool] = False
+    fits_other_sizes: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
+        """Map observations (n, N) to actions (n, A) within [-1, 1], differentiably.
+
+        Args:
+            observation: Real tensor (n, N).
+            conditions: Noise power and price of each observation; None means those of the system's
+                scenario with a price of 0.
+        """
+
+    @abstractmethod
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers that a transfer to another control mode replaces."""
+
+    @classmethod
+    def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Check that options from a file fit its tensors, before anything of their size is made.
+
+        Args:
+            options: Options of the constructor that the file states.
+            weights: Tensors by the names of ``state_dict``.
+
+        Raises:
+            ValueError: If they do not fit.
+            KeyError: If a tensor is missing.
+        """
+
+
+def list_network_options(architecture: str | None = None) -> dict[str, Any]:
+    """Options of a network, or of all registered ones, with their default values."""
+    names = NETWORKS.names() if architecture is None else [architecture]
+    found: dict[str, Any] = {}
+    for name in names:
+        for parameter in list(inspect.signature(NETWORKS.load(name)).parameters.values())[2:]:
+            found.setdefault(parameter.name, parameter.default)
+    return found
+
+
+def name_architecture(wanted: str, scenario: Scenario) -> str:
+    """The architecture in use: the wanted one, or ``"direct"`` where it has no formulas."""
+    entry = NETWORKS.find(wanted)
+    return wanted if scenario.control in entry.controls else _EVERYWHERE
+
+
+def make_network(
+    architecture: str,
+    system: ISACSystem,
+    generator: torch.Generator,
+    options: Mapping[str, Any],
+) -> Network:
+    """Make a network.
+
+    Args:
+        architecture: A registered name, or ``module:Class``.
+        system: System whose observations and actions it maps.
+        generator: Source of the initial weights.
+        options: Options of networks; those that this one does not know are for others.
+
+    Returns:
+        The network, on the system's device.
+
+    Raises:
+        ValueError: If there is no such architecture, or an option is not allowed.
+        TypeError: If what the name stands for is no :class:`Network`.
+    """
+    kind = NETWORKS.load(architecture)
+    if not (inspect.isclass(kind) and issubclass(kind, Network)):
+        raise TypeError(f"architecture {architecture!r} must be a Network, got {kind!r}")
+    known = list_network_options(architecture)
+    made = kind(system, generator, **{k: v for k, v in options.items() if k in known})
+    made.to(system.device)
+    return made

@@ -1,0 +1,1 @@
+"""From an action to what it achieves: codec, constraints, and the downlink that they meet in."""

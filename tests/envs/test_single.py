@@ -1,0 +1,729 @@
+"""The single environment: Gymnasium's contract, and numbers that agree with the formulas."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import direct_model
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import pytest
+from direct_model import SMALL
+from gymnasium.utils.env_checker import check_env
+
+import isac_gym
+from isac_gym import ISACEnv, RicianChannel, Scenario
+
+CONTROLS = ("power", "amplitude", "beamforming")
+RADARS = ("learned", "fixed")
+LIMITS = ("project", "cost")
+SCHEDULINGS = ("all", "contention")
+
+STEP_KEYS = {
+    "cost",
+    "cost_power",
+    "cost_sensing",
+    "constraint_power",
+    "constraint_sensing",
+    "sum_rate",
+    "rates",
+    "sinr",
+    "beampattern_error",
+    "cross_correlation",
+    "comm_power",
+}
+CONTENTION_KEYS = {"cost_scheduling", "constraint_scheduling"}
+
+
+def combinations() -> Iterator[dict[str, Any]]:
+    for control, radar, limit, scheduling in itertools.product(
+        CONTROLS, RADARS, LIMITS, SCHEDULINGS
+    ):
+        for kind in ("mrt", "zf", "rzf") if control == "power" else ("mrt",):
+            yield {
+                "control": control,
+                "radar": radar,
+                "power_limit": limit,
+                "scheduling": scheduling,
+                "precoder_directions": kind,
+            }
+
+
+COMBINATIONS = [{**SMALL, **modes} for modes in combinations()]
+MULTICELL = [
+    {"scenario": "multicell"},
+    {"scenario": "multicell", "control": "power", "power_limit": "cost"},
+    {**SMALL, "num_cells": 2, "scheduling": "contention", "radar": "fixed"},
+    {**SMALL, "num_cells": 2, "scheduling": "contention", "power_limit": "cost"},
+]
+DEFAULTS = [{}, {"radar_streams": 2}, {"cross_correlation": "grid_sq", "snr_db": 5.0}]
+
+
+def identify(settings: dict[str, Any]) -> str:
+    changed = {k: v for k, v in settings.items() if SMALL.get(k) != v}
+    return "-".join(f"{value}" for value in changed.values()) or "default"
+
+
+def make(**settings: Any) -> ISACEnv:
+    env = gym.make("ISAC-MISO-v0", **settings).unwrapped
+    assert isinstance(env, ISACEnv)
+    return env
+
+
+def per_station(env: ISACEnv, value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    return array[None] if env.scenario.num_cells == 1 else array
+
+
+def some_action(env: ISACEnv, active: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+    """A random action; with contention, whose access variables are as given."""
+    action = env.action_space.sample()
+    if active is not None and env.scenario.scheduling == "contention":
+        entries = action.reshape(env.scenario.num_cells, -1)
+        entries[:, -env.scenario.num_users :] = np.where(active, 0.7, -0.7)
+    return np.asarray(action, np.float32)
+
+
+@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS, ids=identify)
+def test_gymnasium_checker_accepts(settings: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make(**settings), skip_render_check=True)
+
+
+@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS, ids=identify)
+def test_stable_baselines3_checker_accepts(settings: dict[str, Any]) -> None:
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker.check_env(make(**settings), warn=True)
+
+
+def test_gymnasium_checker_accepts_rendering() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make("ISAC-MISO-v0", render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS, ids=identify)
+def test_step_agrees_with_the_formulas(settings: dict[str, Any]) -> None:
+    env = make(**settings)
+    scenario = env.scenario
+    observation, info = env.reset(seed=3)
+    assert info == {}
+    env.action_space.seed(5)
+    one_user = np.eye(scenario.num_users)
+    patterns = [one_user[0], one_user[1], one_user[0] + one_user[1], one_user[0] * 0, None]
+    for active in patterns:
+        action = some_action(env, active)
+        channels = per_station(env, env.channels)
+        if scenario.num_cells == 1:
+            channels = channels[None]
+        precoders, covariances = map(lambda x: per_station(env, x), env.decode_action(action))
+        by_hand, radar_by_hand, access = direct_model.decode(
+            scenario, action, direct_model.observed_channels(scenario, observation)
+        )
+        np.testing.assert_allclose(precoders, by_hand, rtol=1e-4, atol=1e-5)
+        if radar_by_hand is None:
+            best = env.system.best_streams().numpy()
+            radar_by_hand = best @ best.conj().swapaxes(-1, -2)
+        np.testing.assert_allclose(covariances, radar_by_hand, atol=1e-5)
+
+        observation, reward, terminated, truncated, info = env.step(action)
+        expected = direct_model.earned(scenario, channels, by_hand, radar_by_hand, access)
+        assert (type(reward), type(terminated), type(truncated)) == (float, bool, bool)
+        assert observation.dtype == np.float32
+        assert reward == info["sum_rate"]
+        assert set(info) == set(expected)
+        assert set(info) == STEP_KEYS | (
+            CONTENTION_KEYS if scenario.scheduling == "contention" else set()
+        )
+        for name, value in expected.items():
+            found = info[name]
+            if name.startswith("cost") or name == "sum_rate":
+                assert isinstance(found, float), name
+            else:
+                found = per_station(env, found)
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_projection_keeps_the_budget_and_the_direction(control: str) -> None:
+    asked = make(**{**SMALL, "control": control, "power_limit": "cost", "comm_power": 2.0})
+    sent = make(**{**SMALL, "control": control, "power_limit": "project", "comm_power": 2.0})
+    asked.reset(seed=0)
+    sent.reset(seed=0)
+    asked.action_space.seed(0)
+    exceeded = 0
+    for scale in (1.0, 0.8, 0.05):
+        action = (scale * (asked.action_space.sample() + 1) - 1).astype(np.float32)
+        wanted, limited = asked.decode_action(action)[0], sent.decode_action(action)[0]
+        power = np.sum(np.abs(wanted.astype(np.complex128)) ** 2)
+        factor = min(1.0, np.sqrt(2.0 / power))
+        np.testing.assert_allclose(limited, factor * wanted, rtol=1e-5, atol=1e-6)
+        info_asked, info_sent = asked.step(action)[4], sent.step(action)[4]
+        assert info_asked["comm_power"] == pytest.approx(power, rel=1e-5)
+        assert info_asked["cost_power"] == pytest.approx(max(power / 2.0 - 1.0, 0.0), abs=1e-5)
+        assert info_sent["comm_power"] <= 2.0 * (1 + 1e-6)
+        assert info_sent["cost_power"] <= 1e-6
+        exceeded += power > 2.0
+    assert 0 < exceeded < 3 or control != "power"
+    assert exceeded > 0
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_contention_pays_only_a_single_active_user(cells: int) -> None:
+    env = make(**{**SMALL, "scheduling": "contention", "num_cells": cells})
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    users = env.scenario.num_users
+    for active in itertools.product((False, True), repeat=users):
+        reward, info = env.step(some_action(env, active))[1::3]
+        count = sum(active)
+        assert (reward > 0) == (count == 1)
+        rates = np.atleast_2d(info["rates"])
+        if count == 1:
+            assert np.all((rates > 0) == np.array(active))
+        else:
+            assert not rates.any()
+        assert np.all(info["constraint_scheduling"] == count - 1)
+        assert info["cost_scheduling"] == cells * max(count - 1, 0)
+
+
+def test_contention_boundary_is_strict() -> None:
+    env = make(**{**SMALL, "scheduling": "contention", "control": "power"})
+    env.reset(seed=0)
+    action = np.ones(env.action_space.shape, np.float32)
+    action[-3:] = [0.0, -0.0, np.float32(1e-6)]
+    assert env.step(action)[4]["constraint_scheduling"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SMALL,
+        {**SMALL, "doppler": 0.05, "csi_error_variance": 0.1},
+        {**SMALL, "num_cells": 2, "channel_model": RicianChannel()},
+    ],
+    ids=["rayleigh", "doppler-estimate", "rician-cells"],
+)
+def test_same_seed_same_trajectory(settings: dict[str, Any]) -> None:
+    def run(seed: int) -> list[Any]:
+        env = make(**settings, episode_length=3)
+        env.action_space.seed(1)
+        trace: list[Any] = []
+        for episode in range(4):
+            observation, _ = env.reset(seed=seed if episode == 0 else None)
+            trace.append(observation)
+            truncated = False
+            while not truncated:
+                observation, reward, _, truncated, info = env.step(env.action_space.sample())
+                trace += [observation, reward, truncated, *info.values()]
+        return trace
+
+    first, second, other = run(11), run(11), run(12)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert len({np.asarray(entry).tobytes() for entry in first if np.size(entry) > 40}) == 16
+
+
+def test_reset_without_seed_goes_on_with_the_generator() -> None:
+    env = make(**SMALL)
+    first, _ = env.reset(seed=0)
+    second, _ = env.reset()
+    again, _ = env.reset(seed=0)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_episode_ends_by_truncation_only(length: int) -> None:
+    env = make(**SMALL, episode_length=length)
+    for _ in range(3):
+        env.reset(seed=0)
+        ends = [env.step(env.action_space.sample())[2:4] for _ in range(length)]
+        assert ends == [(False, False)] * (length - 1) + [(False, True)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.0000002, -1.5, 1e300])
+def test_bad_entries_are_rejected(value: float) -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape, np.float64)
+    action[7] = value
+    for call in (env.step, env.decode_action):
+        with pytest.raises(ValueError, match=r"action must be finite and within \[-1, 1\].*7"):
+            call(action)
+    env.step(np.zeros(env.action_space.shape))
+
+
+@pytest.mark.parametrize("value", [-128, 127, 2, -2])
+def test_integers_outside_the_box_are_rejected(value: int) -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"within \[-1, 1\]"):
+        env.step(np.full(env.action_space.shape, value, np.int8))
+
+
+def test_wrong_shapes_are_rejected() -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    size = env.action_space.shape[0]
+    for shape in ((size - 1,), (size + 1,), (1, size), (size, 1), (), (0,)):
+        with pytest.raises(ValueError, match=rf"action must have shape \({size},\)"):
+            env.step(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.complex64, np.complex128, object, "U1", np.bool_, "S1", "datetime64[s]"]
+)
+def test_wrong_dtypes_are_rejected(dtype: Any) -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape, np.int64).astype(dtype)
+    with pytest.raises(TypeError, match="action must be an array of real numbers"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.int64, np.uint8])
+def test_other_real_dtypes_mean_the_same(dtype: Any) -> None:
+    env = make(**SMALL)
+    action = np.zeros(env.action_space.shape, np.float32)
+    action[::3] = 1.0
+    env.reset(seed=0)
+    expected = env.step(action)[1]
+    env.reset(seed=0)
+    assert env.step(action.astype(dtype))[1] == expected
+    env.reset(seed=0)
+    assert env.step(list(action.tolist()))[1] == expected
+
+
+def test_actions_are_read_only_for_the_environment() -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    before = action.copy()
+    action.flags.writeable = False
+    env.step(action)
+    env.decode_action(action)
+    env.step(np.stack([action, action])[:, ::-1][0])
+    env.step(np.repeat(action, 2)[::2])
+    assert np.array_equal(action, before)
+
+
+def test_a_failed_step_changes_nothing() -> None:
+    env = make(**SMALL, episode_length=1)
+    env.reset(seed=0)
+    channels = env.channels
+    with pytest.raises(ValueError, match="shape"):
+        env.step(np.zeros(1))
+    assert np.array_equal(env.channels, channels)
+    assert env.step(np.zeros(env.action_space.shape))[3]
+
+
+def test_what_is_handed_out_belongs_to_the_caller() -> None:
+    clean, spoiled = make(**SMALL), make(**SMALL)
+    observations = [env.reset(seed=4)[0] for env in (clean, spoiled)]
+    observations[1][:] = 7.0
+    clean.action_space.seed(0)
+    for _ in range(3):
+        action = clean.action_space.sample()
+        scratch = action.copy()
+        spoiled.channels[...] = 9.0
+        for part in spoiled.decode_action(scratch):
+            part[...] = 3.0
+        expected, result = clean.step(action), spoiled.step(scratch)
+        scratch[:] = 0.5
+        assert result[1] == expected[1]
+        assert np.array_equal(result[0], expected[0])
+        for name, value in expected[4].items():
+            assert np.array_equal(result[4][name], value), name
+        kept = copy.deepcopy(result[4])
+        following = copy.deepcopy(spoiled).step(action)[4]
+        for name, value in kept.items():
+            assert np.array_equal(result[4][name], value), name
+            if isinstance(value, np.ndarray):
+                assert not np.shares_memory(following[name], result[4][name])
+                result[4][name][:] = -1.0
+        result[0][:] = np.nan
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+def test_reset_starts_from_given_channels(cells: int) -> None:
+    env = make(**SMALL, num_cells=cells)
+    env.reset(seed=0)
+    shape = env.channels.shape
+    assert shape == ((3, 9) if cells == 1 else (2, 2, 3, 9))
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    observation, _ = env.reset(seed=1, options={"channels": given})
+    np.testing.assert_array_equal(env.channels, given.astype(np.complex64))
+    expected = np.concatenate([given.real.ravel(), given.imag.ravel()]).astype(np.float32)
+    np.testing.assert_array_equal(observation, expected)
+    given[...] = 0
+    assert env.channels.any()
+    with pytest.raises(ValueError, match=r"options\['channels'\] must have shape"):
+        env.reset(options={"channels": given[..., :-1]})
+    given.flat[4] = np.nan
+    with pytest.raises(ValueError, match=r"options\['channels'\] must be finite"):
+        env.reset(options={"channels": given})
+
+
+@pytest.mark.parametrize("channels", ["text", np.array([["a"] * 9] * 3), np.full((3, 9), None)])
+def test_channels_that_are_no_numbers_are_rejected(channels: Any) -> None:
+    env = make(**SMALL)
+    with pytest.raises((TypeError, ValueError), match=r"options\['channels'\]"):
+        env.reset(options={"channels": channels})
+
+
+def test_step_before_reset() -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        make(**SMALL).step(np.zeros(1))
+    with pytest.raises(gym.error.ResetNeeded):
+        gym.make("ISAC-MISO-v0").step(np.zeros(1))
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+def test_observation_layout(cells: int) -> None:
+    env = make(**SMALL, num_cells=cells)
+    observation, _ = env.reset(seed=8)
+    channels = env.channels
+    parts = [[], []]
+    for row in channels.reshape(-1, channels.shape[-1]):
+        for entry in row:
+            parts[0].append(entry.real)
+            parts[1].append(entry.imag)
+    np.testing.assert_array_equal(observation, np.array(parts[0] + parts[1], np.float32))
+    assert observation.shape == (2 * cells * cells * 3 * 9,)
+
+
+def test_radar_antennas_come_first_in_a_row() -> None:
+    """Radar power reaches a user through the first M_R entries only, signals through the rest."""
+    env = make(**SMALL)
+    scenario = env.scenario
+    action = np.zeros(env.action_space.shape, np.float32)
+    action[:3] = 0.5
+    only_comm = np.zeros((3, 9), np.complex64)
+    only_comm[0, 4] = 1.0
+    env.reset(seed=0, options={"channels": only_comm})
+    # User 1 hears antenna 1 alone, on which all three streams have the amplitude 0.5.
+    expected = 0.25 / (0.5 + scenario.noise_power)
+    info = env.step(action)[4]
+    np.testing.assert_allclose(info["sinr"], [expected, 0.0, 0.0], rtol=1e-5)
+    with_radar = only_comm.copy()
+    with_radar[0, 2] = 3.0
+    env.reset(seed=0, options={"channels": with_radar})
+    disturbed = 0.25 / (0.5 + 9.0 * scenario.radar_power / 4 + scenario.noise_power)
+    np.testing.assert_allclose(env.step(action)[4]["sinr"], [disturbed, 0.0, 0.0], rtol=1e-5)
+
+
+def test_action_layout_beamforming() -> None:
+    env = make(**SMALL, comm_power=4.0, radar_streams=2, power_limit="cost")
+    env.reset(seed=0)
+    assert env.action_space.shape == (2 * 5 * 3 + 2 * 4 * 2,)
+    action = np.zeros(46, np.float32)
+    action[1] = 0.5  # Re F[0, 1]
+    action[3] = -0.25  # Re F[1, 0]
+    action[15 + 14] = 1.0  # Im F[4, 2]
+    action[30 + 0] = 0.1  # Re V[0, 0]
+    action[30 + 3] = 0.2  # Re V[1, 1]
+    action[38 + 3] = 0.2  # Im V[1, 1]
+    action[38 + 4] = -0.7  # Im V[2, 0]
+    action[30 + 7] = 1.0  # Re V[3, 1]
+    F, R = env.decode_action(action)
+    expected = np.zeros((5, 3), complex)
+    expected[0, 1], expected[1, 0], expected[4, 2] = 1.0, -0.5, 2.0j
+    np.testing.assert_allclose(F, expected, atol=1e-6)
+    amplitude = np.sqrt(0.8 / 4)
+    V = amplitude * np.array([[1, 0], [0, (1 + 1j) / np.sqrt(2)], [-1j, 0], [0, 1]])
+    np.testing.assert_allclose(R, V @ V.conj().T, atol=1e-6)
+
+
+def test_action_layout_amplitude() -> None:
+    env = make(**SMALL, comm_power=4.0, control="amplitude", radar="fixed", power_limit="cost")
+    env.reset(seed=0)
+    assert env.action_space.shape == (15,)
+    action = np.linspace(-1, 1, 15).astype(np.float32)
+    F, R = env.decode_action(action)
+    np.testing.assert_allclose(F, 2.0 * action.reshape(5, 3), atol=1e-6)
+    np.testing.assert_allclose(R.diagonal(), np.full(4, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(R, R.conj().T, atol=1e-7)
+
+
+def test_action_layout_power() -> None:
+    env = make(**SMALL, comm_power=4.0, control="power", radar="fixed", power_limit="cost")
+    env.reset(seed=0)
+    assert env.action_space.shape == (3,)
+    F, _ = env.decode_action(np.array([-1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(np.sum(np.abs(F) ** 2, 0), [0.0, 2.0, 4.0], rtol=1e-5)
+    for user in (1, 2):
+        along = env.channels[user, 4:].conj()
+        cosine = np.vdot(along, F[:, user]) / np.linalg.norm(along) / np.linalg.norm(F[:, user])
+        assert cosine == pytest.approx(1.0, abs=1e-5)
+
+
+def test_action_layout_contention_and_cells() -> None:
+    env = make(**SMALL, num_cells=2, control="power", radar="fixed", scheduling="contention")
+    env.reset(seed=0)
+    action = np.array([1, 0, 0, 1, -1, -1, 1, 0, 0, -1, 1, -1], np.float32)
+    F, _ = env.decode_action(action)
+    powers = np.sum(np.abs(F) ** 2, axis=1)
+    np.testing.assert_allclose(powers, [[1.0, 0, 0], [0, 0.5, 0]], atol=1e-5)
+    np.testing.assert_array_equal(env.step(action)[4]["constraint_scheduling"], [0.0, 0.0])
+
+
+def test_a_zero_waveform_row_becomes_uniform() -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape, np.float32)
+    R = env.decode_action(action)[1]
+    np.testing.assert_allclose(R, np.full((4, 4), 0.2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [1e-18, -1e-18, 1e-30, -1e-30, -1e-38, 1e-12])
+def test_tiny_waveform_entries_keep_the_antenna_power(tiny: float) -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape, np.float32)
+    action[30:46] = tiny
+    R = env.decode_action(action)[1]
+    np.testing.assert_allclose(R.diagonal(), np.full(4, 0.2), rtol=1e-5)
+    assert np.isfinite(env.step(action)[1])
+
+
+def test_doppler_correlates_consecutive_blocks() -> None:
+    """Lag-1 correlation is J0(2π·doppler) and decays as its powers; lag 0 across episodes."""
+    special = pytest.importorskip("scipy.special")
+    doppler = 0.1
+    env = make(doppler=doppler, radar="fixed", control="power", episode_length=4)
+    action = np.zeros(env.action_space.shape, np.float32)
+    episodes = []
+    for episode in range(60):
+        env.reset(seed=0 if episode == 0 else None)
+        blocks = [env.channels]
+        for _ in range(3):
+            env.step(action)
+            blocks.append(env.channels)
+        episodes.append(blocks)
+    H = np.array(episodes)
+    rho = special.j0(2 * np.pi * doppler)
+    count = H[:, 0].size
+    for lag in (1, 2, 3):
+        measured = np.mean(H[:, lag] * H[:, 0].conj())
+        # Four standard errors of the mean of products of unit-variance variables.
+        assert abs(measured - rho**lag) < 4 / np.sqrt(count)
+    assert abs(np.mean(H[1:, 0] * H[:-1, 3].conj())) < 4 / np.sqrt(count)
+
+
+def test_blocks_are_independent_without_doppler() -> None:
+    env = make(radar="fixed", control="power", episode_length=400)
+    env.reset(seed=0)
+    action = np.zeros(env.action_space.shape, np.float32)
+    blocks = [env.channels]
+    for _ in range(300):
+        env.step(action)
+        blocks.append(env.channels)
+    H = np.array(blocks)
+    assert abs(np.mean(H[1:] * H[:-1].conj())) < 4 / np.sqrt(H[1:].size)
+
+
+def test_imperfect_knowledge_is_seen_but_not_paid() -> None:
+    variance = 0.3
+    env = make(control="power", radar="fixed", csi_error_variance=variance, episode_length=60)
+    observation, _ = env.reset(seed=0)
+    scenario = env.scenario
+    errors = []
+    for _ in range(50):
+        estimate = direct_model.observed_channels(scenario, observation)
+        true = env.channels
+        errors.append(estimate[0, 0] - true)
+        action = np.zeros(env.action_space.shape, np.float32)
+        F, R = env.decode_action(action)
+        along_estimate = direct_model.directions(scenario, estimate[0, 0, :, 12:])
+        np.testing.assert_allclose(
+            F / np.linalg.norm(F, axis=0), along_estimate, rtol=1e-4, atol=1e-5
+        )
+        observation, reward, *_ = env.step(action)
+        access = np.ones((1, 5))
+        paid = direct_model.earned(scenario, true[None, None], F[None], R[None], access)
+        imagined = direct_model.earned(scenario, estimate, F[None], R[None], access)
+        assert reward == pytest.approx(paid["sum_rate"], rel=1e-4)
+        assert reward != pytest.approx(imagined["sum_rate"], rel=1e-4)
+    error = np.array(errors)
+    # |E|² has mean σ² and standard deviation σ².
+    assert np.mean(np.abs(error) ** 2) == pytest.approx(
+        variance, abs=4 * variance / error.size**0.5
+    )
+
+
+def test_estimate_and_channel_agree_when_knowledge_is_perfect() -> None:
+    env = make(**SMALL)
+    observation, _ = env.reset(seed=0)
+    for _ in range(3):
+        seen = direct_model.observed_channels(env.scenario, observation)
+        np.testing.assert_array_equal(seen[0, 0], env.channels)
+        observation = env.step(env.action_space.sample())[0]
+
+
+@pytest.mark.parametrize("settings", [SMALL, {**SMALL, "num_cells": 2, "radar": "fixed"}])
+def test_render_draws_the_last_block(settings: dict[str, Any]) -> None:
+    env = make(**settings, render_mode="rgb_array")
+    env.reset(seed=0)
+    images = [env.render()]
+    for _ in range(2):
+        env.step(env.action_space.sample())
+        images.append(env.render())
+    for image in images:
+        assert isinstance(image, np.ndarray)
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        assert image.shape == images[0].shape
+        assert len(np.unique(image)) > 10
+    assert not np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[1], images[2])
+    np.testing.assert_array_equal(env.render(), images[2])
+    env.close()
+    env.close()
+
+
+def test_human_mode_works_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    matplotlib.use("agg")
+    env = make(**SMALL, render_mode="human")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    assert env.render() is None
+    env.close()
+
+
+def test_render_without_a_mode_warns() -> None:
+    env = make(**SMALL)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert env.render() is None
+
+
+def test_unknown_keyword_names_the_fields() -> None:
+    with pytest.raises(TypeError) as caught:
+        gym.make("ISAC-MISO-v0", num_user=3)
+    message = str(caught.value)
+    assert "num_user" in message
+    for field in dataclasses.fields(Scenario):
+        assert field.name in message
+
+
+def test_unknown_render_mode() -> None:
+    with pytest.raises(ValueError, match="ansi"):
+        ISACEnv(render_mode="ansi")
+
+
+def test_scenario_by_name_by_object_and_overridden() -> None:
+    assert make().scenario == Scenario()
+    assert make(scenario="dense").scenario == Scenario(num_users=12)
+    given = Scenario(**SMALL)
+    assert make(scenario=given).scenario == given
+    assert make(scenario=given, snr_db=3.0).scenario == Scenario(**SMALL, snr_db=3.0)
+    with pytest.raises(ValueError, match=r"scenario.*'nosuch'"):
+        gym.make("ISAC-MISO-v0", scenario="nosuch")
+    with pytest.raises(TypeError, match=r"scenario.*3"):
+        gym.make("ISAC-MISO-v0", scenario=3)
+    with pytest.raises(ValueError, match="sensing_threshold"):
+        gym.make("ISAC-MISO-v0", sensing_threshold=0.01)
+
+
+def trace_of(env: gym.Env[Any, Any]) -> list[Any]:
+    trace: list[Any] = []
+    for _ in range(3):
+        action = np.full(env.action_space.shape, 0.25, np.float32)
+        observation, reward, *_, info = env.step(action)
+        trace += [observation.tobytes(), reward, str(info)]
+    return trace
+
+
+@pytest.mark.parametrize("mode", [None, "rgb_array"])
+@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
+def test_a_copy_goes_on_like_the_original(how: str, mode: str | None) -> None:
+    env = make(**SMALL, doppler=0.02, csi_error_variance=0.1, render_mode=mode)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    twin = pickle.loads(pickle.dumps(env)) if how == "pickle" else copy.deepcopy(env)
+    assert trace_of(twin) == trace_of(env)
+
+
+def test_a_wrapped_environment_can_be_pickled() -> None:
+    env = gym.make("ISAC-MISO-v0", **SMALL)
+    env.reset(seed=0)
+    assert trace_of(pickle.loads(pickle.dumps(env))) == trace_of(env)
+
+
+def test_spec_round_trip() -> None:
+    env = gym.make("ISAC-MISO-v0", scenario="power", snr_db=3.0, target_angles_deg=(-20.0, 20.0))
+    assert env.spec is not None
+    same = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    assert same.unwrapped.scenario == env.unwrapped.scenario
+    env.reset(seed=0)
+    same.reset(seed=0)
+    assert trace_of(same) == trace_of(env)
+
+
+def test_public_names_are_importable() -> None:
+    for name in isac_gym.__all__:
+        assert getattr(isac_gym, name) is not None
+    with pytest.raises(AttributeError, match="nosuch"):
+        isac_gym.nosuch  # noqa: B018
+
+
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("model", [RicianChannel, 5, "isac_gym.scenario:Scenario"])
+def test_a_channel_model_must_be_one(model: Any, vector: bool) -> None:
+    build = gym.make_vec if vector else gym.make
+    with pytest.raises(TypeError, match=r"channel.model.*must be"):
+        build("ISAC-MISO-v0", channel_model=model, **SMALL)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_an_unknown_name_of_a_channel_model(vector: bool) -> None:
+    build = gym.make_vec if vector else gym.make
+    known = r"rayleigh.*'module:Class'.*'ricean'"
+    with pytest.raises(ValueError, match=f"channel model must be one of .*{known}"):
+        build("ISAC-MISO-v0", channel_model="ricean", **SMALL)
+
+
+def test_a_channel_model_by_name(tmp_path: Path) -> None:
+    by_name, by_object = (make(**SMALL, channel_model=m) for m in ("rician", RicianChannel()))
+    assert by_name.unwrapped.channel_model == RicianChannel()
+    np.testing.assert_array_equal(by_name.reset(seed=3)[0], by_object.reset(seed=3)[0])
+    batched = gym.make_vec("ISAC-MISO-v0", num_envs=1, channel_model="rician", **SMALL)
+    np.testing.assert_array_equal(batched.reset(seed=3)[0][0], by_object.reset(seed=3)[0])
+    assert not np.array_equal(make(**SMALL).reset(seed=3)[0], by_object.reset(seed=3)[0])
+    path = tmp_path / "samples.npy"
+    np.save(path, np.full((1, 3, 9), 2.0 - 1.0j))
+    from_file = make(**SMALL, channel_model=f"file:{path}")
+    from_file.reset(seed=0)
+    np.testing.assert_array_equal(from_file.unwrapped.channels, np.full((3, 9), 2.0 - 1.0j))
+
+
+def test_a_doppler_that_the_channel_model_does_not_follow_is_refused() -> None:
+    with pytest.raises(ValueError, match="doppler must be None"):
+        make(**SMALL, doppler=0.1, channel_model=RicianChannel())
+    model = isac_gym.GaussMarkovChannel(0.1)
+    assert make(**SMALL, doppler=0.1, channel_model=model).unwrapped.channel_model is model
+
+
+def test_a_channel_model_that_draws_the_wrong_shape_is_named() -> None:
+    class Flat(isac_gym.ChannelModel):
+        def draw(self, rng: np.random.Generator, num: int, deployment: Any) -> Any:
+            return np.zeros((num, 3), np.complex64)
+
+    with pytest.raises(ValueError, match=r"Flat.*must draw channels of shape \(1, 1, 1, 3, 9\)"):
+        make(**SMALL, channel_model=Flat()).reset(seed=0)
