@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from isac_gym.learning.archive import read_kind
+from isac_gym.learning.archive import META_NAME, read_kind
+from isac_gym.learning.checkpoint import CHECKPOINT_KIND
+from isac_gym.learning.labels import MANIFEST_NAME
 from isac_gym.learning.pretrained import PREFIX, find_pretrained
 from isac_gym.policy import Policy
 from isac_gym.registry import AGENTS, make_agent
@@ -84,7 +86,7 @@ class PreparedAgent:
 
 
 def prepare_agent(
-    name: str, env: Any, *, seed: int = 0, device: str = "auto", **options: Any
+    name: str, env: Any, /, *, seed: int = 0, device: str = "auto", **options: Any
 ) -> PreparedAgent:
     """Find an agent by its name.
 
@@ -144,7 +146,7 @@ def load_agent(path: str | Path, env: Any = None, *, device: str = "auto") -> An
     members = _list_members(source)
     if {"data", "_stable_baselines3_version"} <= members:
         return _load_by(_find_sb3_class(source), source, env, device)
-    if "agent.json" in members:
+    if META_NAME in members:
         return _load_by(_find_class(source), source, env, device)
     raise ValueError(f"{source}: not a saved agent, but {_guess_content(source, members)}")
 
@@ -210,7 +212,7 @@ def _list_members(source: Path) -> set[str]:
 def _find_class(source: Path) -> Any:
     """The registered class whose files say what an archive says."""
     kind = read_kind(source)
-    if kind == "training checkpoint":
+    if kind == CHECKPOINT_KIND:
         raise ValueError(
             f"{source}: not a saved agent, but the checkpoint of a training: end the training, and "
             "give the agent that it saves"
@@ -257,7 +259,7 @@ def _find_sb3_class(source: Path) -> Any:
 def _guess_content(source: Path, members: set[str]) -> str:
     """What a file or folder looks like, for a message."""
     if source.is_dir():
-        is_labelled = (source / "manifest.json").exists()
+        is_labelled = (source / MANIFEST_NAME).exists()
         return "a folder of labels" if is_labelled else "a folder"
     with source.open("rb") as file:
         start = file.read(6)

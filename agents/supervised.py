@@ -127,7 +127,7 @@ class Supervised(LearningAgent):
 
     @property
     def multiplier(self) -> torch.Tensor:
-        """A constant that stands in for the price: the labels, not it, set what sensing costs."""
+        """A constant: the labels fix what the constraint costs, so no price is settled."""
         return torch.full_like(super().multiplier, max(self.config.initial_multiplier, 1.0))
 
     def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:

@@ -39,33 +39,18 @@ from isac_gym.solvers.capacity import (
 )
 from isac_gym.solvers.objectives import LeakageObjective
 from isac_gym.solvers.waveform import WaveformSearch
-from isac_gym.system.codec import select_own_channels
 from isac_gym.system.downlink import ISACSystem, find_system, make_sensing_model
 from isac_gym.validation import check_integer
 
 __all__ = ["JointBound", "joint_upper_bound"]
 
 _MULTIPLIER = 20.0
-
-
 _SEARCH_ITERATIONS = 150
-
-
 _PENALTY = 2000.0
-
-
 _CONE_ITERATIONS = 300
-
-
 _PROBLEMS = 2048
-
-
 _ATTAINED_EXCESS = 1e-4
-
-
 _THIN = 1e-6
-
-
 _MISSED = 1e30
 
 
@@ -118,12 +103,7 @@ def joint_upper_bound(
     check_integer("subdivisions", subdivisions, 0)
     scenario = system.scenario
     threshold = scenario.sensing_threshold if sensing_threshold is None else sensing_threshold
-    expected = system.codec.deployment.shape
-    if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
-        raise ValueError(
-            f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
-            f"{tuple(channels.shape)}"
-        )
+    system.codec.check_channels(channels)
     limits = torch.as_tensor(threshold, dtype=torch.float64, device=system.device)
     if not bool((torch.isfinite(limits) & (limits > 0)).all()):
         raise ValueError(f"sensing_threshold must be finite and > 0, got {sensing_threshold!r}")
@@ -151,9 +131,7 @@ class _ConeSearch:
         self._system, self._limits = system, limits.double()
         self._cells, self._budget = scenario.num_cells, scenario.comm_power
         self._noise = scenario.noise_power
-        radar, comm = select_own_channels(channels).split(
-            [scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1
-        )
+        radar, comm = system.codec.split_own_channels(channels)
         self._radar = radar
         self._reduced = reduce_channels(comm.flatten(0, 1))
         self._exact = make_sensing_model(scenario, dtype=torch.float64, device=system.device)
@@ -306,6 +284,6 @@ class _ConeSearch:
         """The best beampattern with as many streams as antennas, (J, M, M)."""
         designs = [
             best_beampattern(**{**design, "streams": None})
-            for design in self._system.scenario.beampattern_designs()
+            for design in self._system.scenario.list_beampattern_arguments()
         ]
         return torch.stack([design.streams for design in designs]).to(self._system.device)

@@ -16,7 +16,6 @@ from isac_gym.physics.waveform import normalise_rows
 from isac_gym.policy import SystemPolicy
 from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem, RateProblem
 from isac_gym.solvers.wmmse import maximise_rate
-from isac_gym.system.codec import select_own_channels
 from isac_gym.validation import not_allowed
 
 __all__ = ["CoordinatedDesign", "CoordinatedPolicy", "Problems"]
@@ -147,21 +146,13 @@ class CoordinatedPolicy(SystemPolicy):
         Raises:
             ValueError: If the channels have another shape, or entries that are not finite.
         """
-        self._check(channels)
+        self.system.codec.check_channels(channels)
         parts = [self._design(part) for part in self._split(channels)]
         joined: dict[str, Any] = {}
         for field in dataclasses.fields(CoordinatedDesign):
             values = [getattr(part, field.name) for part in parts]
             joined[field.name] = None if values[0] is None else torch.cat(values)
         return CoordinatedDesign(**joined)
-
-    def _check(self, channels: Tensor) -> None:
-        expected = self.system.codec.deployment.shape
-        if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
-            raise ValueError(
-                f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
-                f"{tuple(channels.shape)}"
-            )
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """See :meth:`SystemPolicy.act`."""
@@ -182,13 +173,12 @@ class CoordinatedPolicy(SystemPolicy):
         """Every start for every channel and station."""
         scenario = self.scenario
         batch, count, cells = len(channels), len(self.starts), scenario.num_cells
-        own = select_own_channels(channels)
-        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+        radar, comm = self.system.codec.split_own_channels(channels)
 
         def repeated(value: Tensor) -> Tensor:
             return value[:, None].expand(batch, count, *value.shape[1:]).flatten(0, 2)
 
-        served = self.starts.to(own.device, own.real.dtype)
+        served = self.starts.to(comm.device, comm.real.dtype)
         served = served[None, :, None].expand(batch, -1, cells, -1).flatten(0, 2)
         contends = scenario.scheduling == "contention"
         downlinks: RateProblem
@@ -206,9 +196,9 @@ class CoordinatedPolicy(SystemPolicy):
                 single = PrecoderProblem(
                     comm.flatten(0, 1).to(torch.complex128), scenario.comm_power
                 )
-                which = torch.arange(batch * cells, device=own.device).view(batch, cells)
+                which = torch.arange(batch * cells, device=comm.device).view(batch, cells)
                 downlinks = single.select(repeated(which))
-        starts = torch.arange(count, device=own.device)[None, :, None].expand(batch, -1, cells)
+        starts = torch.arange(count, device=comm.device)[None, :, None].expand(batch, -1, cells)
         return Problems(downlinks, repeated(radar), served, starts)
 
     def _avoid_users(self, problems: Problems) -> Tensor:

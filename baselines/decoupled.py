@@ -10,7 +10,6 @@ from torch import Tensor
 
 from isac_gym.physics.links import radar_interference
 from isac_gym.policy import SystemPolicy
-from isac_gym.system.codec import select_own_channels
 
 __all__ = ["DecoupledPolicy", "DirectedPolicy"]
 
@@ -66,8 +65,7 @@ class DecoupledPolicy(SystemPolicy):
         """See :meth:`SystemPolicy.act`."""
         scenario, codec = self.scenario, self.system.codec
         estimates = codec.channels(observation)
-        own = select_own_channels(estimates)
-        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+        radar, comm = codec.split_own_channels(estimates)
         noise = scenario.noise_power + radar_interference(radar, self._streams)
         access = None
         if scenario.scheduling == "contention":

@@ -2,7 +2,7 @@
 
 For a given waveform, WMMSE finds the precoder; the derivative of its rate by each user's radar
 interference then moves the waveform, with the sensing loss as a constraint
-(:mod:`isac_gym.physics.waveform`). The problem has many local optima, which differ in the users
+(:mod:`isac_gym.solvers.waveform`). The problem has many local optima, which differ in the users
 that the radar spares. So one start for each of many subsets of users is followed for a while on a
 coarse grid, and the best are refined with the exact loss.
 """
@@ -170,7 +170,7 @@ class JointOracle(CoordinatedPolicy):
         Raises:
             ValueError: If the channels are not those of the scenario, or no price keeps ε.
         """
-        self._check(channels)
+        self.system.codec.check_channels(channels)
 
         def mean(prices: Prices | None, field: str) -> Prices:
             given = None

@@ -73,7 +73,7 @@ def bench_joint_against_alternating_programs(benchmark: Any, channel: int) -> No
     found = benchmark.pedantic(oracle.solve, (channels,), rounds=1, warmup_rounds=1)
     H = channels[0, 0, 0].numpy().astype(np.complex128)
     f, g = H[:, :12], H[:, 12:]
-    waveform = ConvexWaveform(**scenario.beampattern_designs()[0])
+    waveform = ConvexWaveform(**scenario.list_beampattern_arguments()[0])
 
     def answer(R: Any) -> tuple[float, Any]:
         """WMMSE's rate for a covariance, and what a watt at each user costs."""

@@ -67,7 +67,7 @@ class Entry:
 
 @lru_cache(maxsize=32)
 def find_installed(group: str, path: tuple[str, ...]) -> list[EntryPoint]:
-    """The entry points of a group that are found on the import path."""
+    """The entry points of a group; the import path is the key under which they are kept."""
     return sorted(entry_points(group=group))
 
 

@@ -1,4 +1,4 @@
-"""What an agent is: any object with Stable-Baselines3's ``predict``."""
+"""What an agent is: a policy, any object with Stable-Baselines3's ``predict``."""
 
 from __future__ import annotations
 

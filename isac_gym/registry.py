@@ -55,6 +55,7 @@ class Registry:
         self.kind, self.group = kind, group
         self._folders, self._decorators = folders, decorators
         self._imported: dict[str, Entry] = {}
+        self._classes: dict[str, Any] = {}
 
     def add(self, found: _T, name: str, description: str, **traits: Any) -> _T:
         """Register a class or function under a name.
@@ -76,6 +77,7 @@ class Registry:
         if held is not None and held.target != target:
             raise ValueError(f"name must be a new one for {target}, got {name!r} of {held.target}")
         self._imported[name] = Entry(name, description, target, **traits)
+        self._classes[name] = found
         return found
 
     def entries(self) -> dict[str, Entry]:
@@ -117,9 +119,11 @@ class Registry:
         Raises:
             ValueError: If there is no such name.
         """
+        if name in self._imported:
+            return self._classes[name]
         return load_attribute(self.find(name).target, self.kind)
 
-    def make(self, name: str, **arguments: Any) -> Any:
+    def make(self, name: str, /, **arguments: Any) -> Any:
         """Make an object of a class by its name.
 
         Args:
@@ -132,8 +136,8 @@ class Registry:
         """
         first, separator, value = name.partition(":")
         positional: tuple[Any, ...] = ()
-        if separator and first in self.entries():
-            name, positional = first, (_parse_number(value),)
+        has_value = bool(separator) and first in self.entries()
+        name = first if has_value else name
         made = self.load(name)
         given = {**self.find(name).options, **arguments}
         try:
@@ -142,11 +146,14 @@ class Registry:
             raise ValueError(
                 f"{self.kind} {name!r} must be a class that says its arguments, got {made!r}"
             ) from error
+        if has_value:
+            positional = (_parse_value(value, signature),)
         try:
             signature.bind(*positional, **given)
         except TypeError as error:
+            known = ", ".join(signature.parameters) or "none"
             raise ValueError(
-                f"{self.kind} {name!r} takes the arguments {', '.join(signature.parameters)}, got "
+                f"{self.kind} {name!r} takes the arguments {known}, got "
                 f"{', '.join(map(str, (*positional, *given))) or 'none'}: {error}"
             ) from error
         return made(*positional, **given)
@@ -155,15 +162,18 @@ class Registry:
         """Name and arguments of an object as plain JSON types: what files state.
 
         The arguments are the attributes by the names of the constructor's parameters. Where one is
-        missing or no JSON type they are None, and the object cannot be restored from a file.
+        missing or no JSON type they are None, and the object cannot be restored from a file. An
+        attribute ``digest`` says what else tells it from others, such as the content of a file.
         """
         kind = type(made)
         name = self._find_entry(kind, "").name
         try:
             arguments = {key: getattr(made, key) for key in inspect.signature(kind).parameters}
-            return {"name": name, "arguments": json.loads(json.dumps(arguments, default=_as_text))}
+            arguments = json.loads(json.dumps(arguments, default=_as_text))
         except (AttributeError, TypeError, ValueError):
             return {"name": name, "arguments": None}
+        content = {"digest": made.digest} if hasattr(made, "digest") else {}
+        return {"name": name, "arguments": arguments, **content}
 
     def restore(self, description: Any) -> Any:
         """The object of a description; no module is imported because a file names it.
@@ -175,7 +185,7 @@ class Registry:
             ValueError: If it is no description, its class is neither registered nor imported, or
                 the object cannot be made; the message says what to do.
         """
-        if not isinstance(description, Mapping) or set(description) != {"name", "arguments"}:
+        if not isinstance(description, Mapping) or not {"name", "arguments"} <= set(description):
             raise ValueError(f"{self.kind} must hold name and arguments, got {description!r}")
         name, arguments = description["name"], description["arguments"]
         if not isinstance(name, str) or name not in self.entries():
@@ -203,7 +213,11 @@ class Registry:
         return read_declarations(self._folders, self._decorators)
 
 
-def _parse_number(value: str) -> float | str:
+def _parse_value(value: str, signature: inspect.Signature) -> float | str:
+    """A number where it is one, unless the first argument of the signature is a text or a path."""
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or "str" in str(first.annotation) or "Path" in str(first.annotation):
+        return value
     try:
         return float(value)
     except ValueError:
@@ -291,7 +305,7 @@ def register_experiment(name: str, description: str, **traits: Any) -> Callable[
     return lambda found: EXPERIMENTS.add(found, name, description, **traits)
 
 
-def make_agent(name: str, env: Any, **options: Any) -> Any:
+def make_agent(name: str, env: Any, /, **options: Any) -> Any:
     """Build an agent by name.
 
     Args:
@@ -308,8 +322,7 @@ def make_agent(name: str, env: Any, **options: Any) -> Any:
         ValueError: If there is no such name, or the agent does not exist for the scenario.
         TypeError: If what is found has no ``predict``.
     """
-    entry = AGENTS.find(name)
-    found = load_attribute(entry.target, AGENTS.kind)
+    found = AGENTS.load(name)
     entry = AGENTS.find(name)  # what an installed package's decorator says, now that it is imported
     scenario = getattr(getattr(env, "unwrapped", env), "scenario", None)
     if scenario is not None:

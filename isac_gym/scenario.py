@@ -297,7 +297,7 @@ class Scenario:
         """
         from isac_gym.solvers.beampattern import check_threshold
 
-        for design in self.beampattern_designs():
+        for design in self.list_beampattern_arguments():
             check_threshold(self.sensing_threshold, **design)
 
     def sensing_floor(self) -> tuple[float, ...]:
@@ -308,9 +308,10 @@ class Scenario:
         """
         from isac_gym.solvers.beampattern import best_beampattern
 
-        return tuple(best_beampattern(**design).loss for design in self.beampattern_designs())
+        given = self.list_beampattern_arguments()
+        return tuple(best_beampattern(**arguments).loss for arguments in given)
 
-    def beampattern_designs(self) -> tuple[dict[str, Any], ...]:
+    def list_beampattern_arguments(self) -> tuple[dict[str, Any], ...]:
         """Arguments of :func:`~isac_gym.solvers.beampattern.best_beampattern`, for each station."""
         return tuple(
             {

@@ -64,3 +64,13 @@ def test_making_an_environment_needs_no_stable_baselines3_nor_matplotlib() -> No
         "print([m for m in ('stable_baselines3', 'matplotlib', 'tensorboard') if m in sys.modules])"
     )
     assert run(code) == "[]"
+
+
+def test_making_an_environment_loads_nothing_that_trains_or_acts() -> None:
+    code = (
+        "import sys, gymnasium as gym, isac_gym; env = gym.make('ISAC-MISO-v0'); env.reset(seed=0);"
+        "env.step(env.action_space.sample()); gym.make_vec('ISAC-MISO-v0', num_envs=2);"
+        "rooms = ('agents', 'baselines', 'learning', 'evaluation', 'experiments', 'cli');"
+        "print([m for m in sys.modules if m.startswith(tuple(f'isac_gym.{r}' for r in rooms))])"
+    )
+    assert run(code) == "[]"

@@ -15,7 +15,7 @@ from isac_gym.registry import register_network
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.validation import check_integer, not_allowed
 
-__all__ = ["DirectNetwork", "FullyConnected", "check_hidden_sizes", "check_layers"]
+__all__ = ["DirectNetwork", "FullyConnected", "check_layers", "resolve_hidden_sizes"]
 
 
 class FullyConnected(nn.Module):
@@ -64,7 +64,7 @@ class FullyConnected(nn.Module):
         return hidden
 
 
-def check_hidden_sizes(given: Sequence[int] | None, num_users: int) -> tuple[int, ...]:
+def resolve_hidden_sizes(given: Sequence[int] | None, num_users: int) -> tuple[int, ...]:
     """Widths of hidden layers, checked; for None the paper's 2K, 3K, 2K.
 
     Raises:
@@ -112,7 +112,7 @@ class DirectNetwork(Network):
     ) -> None:
         super().__init__()
         codec = system.codec
-        sizes = check_hidden_sizes(hidden_sizes, system.scenario.num_users)
+        sizes = resolve_hidden_sizes(hidden_sizes, system.scenario.num_users)
         self.body = FullyConnected(codec.observation_size, sizes, codec.action_size, generator)
 
     def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isac_gym.agents.networks.direct import FullyConnected, check_hidden_sizes, check_layers
+from isac_gym.agents.networks.direct import FullyConnected, check_layers, resolve_hidden_sizes
 from isac_gym.learning.conditions import Conditions
 from isac_gym.learning.networks import Network
 from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.registry import register_network
-from isac_gym.system.codec import select_own_channels
 from isac_gym.system.downlink import ISACSystem
 
 __all__ = ["ModelBasedNetwork"]
@@ -68,7 +67,7 @@ class ModelBasedNetwork(Network):
             self.names.append("access")
         self.body = FullyConnected(
             cells * users * (2 * users + 1),
-            check_hidden_sizes(hidden_sizes, users),
+            resolve_hidden_sizes(hidden_sizes, users),
             cells * users * len(self.names),
             generator,
         )
@@ -88,8 +87,8 @@ class ModelBasedNetwork(Network):
     def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
         """Map observations (n, N) to actions (n, A) within [-1, 1]; conditions are ignored."""
         scenario = self.system.scenario
-        own = select_own_channels(self.system.codec.channels(observation))
-        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+        codec = self.system.codec
+        radar, comm = codec.split_own_channels(codec.channels(observation))
         best = self.best_streams
         assert isinstance(best, Tensor)
         features = torch.cat(

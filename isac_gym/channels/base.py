@@ -1,13 +1,4 @@
-"""Channel models: who draws the channels, in which order.
-
-A model draws arrays of shape (n, J, J, K, M): n realisations of the channels from station i to
-user k of cell j, each row [f, g] with the M_R radar antennas first. It draws from the generator
-that it is given and keeps no state of its own, so one object serves any number of environments.
-
-Order of the draws: the whole array at once, in C order, real and imaginary part of an entry next
-to each other. A batch of n environments and n draws for one environment therefore use up the
-generator alike, but hand the numbers to different blocks.
-"""
+"""What a channel model is, and what it needs to know of a scenario."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,6 +28,10 @@ class FileChannels(ChannelModel):
             shape (N, K, M) for one cell or (N, J, J, K, M), complex; row [f, g] of a user holds
             the M_R radar antennas first. Nothing in the file is executed.
 
+    Attributes:
+        samples: The samples, complex64 (N, J, J, K, M).
+        digest: Hash of the samples, by which results of another file of the same name are told.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no such array, is empty, or holds non-finite entries; the message
@@ -47,6 +52,7 @@ class FileChannels(ChannelModel):
                 f"{tuple(int(i) for i in bad[0])} of shape {samples.shape}"
             )
         self.samples: Complex = samples
+        self.digest = hashlib.sha256(samples.tobytes()).hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"FileChannels({str(self.path)!r})"

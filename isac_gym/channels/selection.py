@@ -20,7 +20,7 @@ def make_default_channel_model(scenario: Scenario) -> ChannelModel:
     return GaussMarkovChannel(scenario.doppler)
 
 
-def make_channel_model(name: str, **arguments: Any) -> ChannelModel:
+def make_channel_model(name: str, /, **arguments: Any) -> ChannelModel:
     """Make a channel model by its name.
 
     Args:

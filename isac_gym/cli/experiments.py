@@ -103,7 +103,8 @@ def _make_experiment_command(name: str) -> Any:
         given = {option.name: values.pop(option.name) for option in ENVIRONMENT_OPTIONS}
         for setting, value in values.items():
             if _is_mapping(hints[setting]):
-                values[setting] = parse_assignments(_name_options(fields[setting])[0], value)
+                given_pairs = parse_assignments(_name_options(fields[setting])[0], value)
+                values[setting] = {**_find_default(fields[setting]), **given_pairs}
             elif isinstance(value, list):
                 values[setting] = tuple(value)
         experiment = kind(**Environment.of_options(**given).to_arguments(), **values)
@@ -128,11 +129,7 @@ def _make_experiment_command(name: str) -> Any:
 
 def _make_parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """The parameter of a command for a field: a number, a text, or several of them."""
-    default: Any = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    elif default is dataclasses.MISSING:
-        default = inspect.Parameter.empty
+    default: Any = _find_default(field)
     alternatives = typing.get_args(hint)
     if type(None) in alternatives:
         (hint,) = (kind for kind in alternatives if kind is not type(None))
@@ -155,8 +152,14 @@ def _make_parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Paramet
     )
 
 
+def _find_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+
+
 def _is_mapping(hint: Any) -> bool:
-    return typing.get_origin(hint) in (dict, Mapping)
+    return hint is dict or typing.get_origin(hint) in (dict, Mapping)
 
 
 def _name_options(field: dataclasses.Field[Any]) -> list[str]:

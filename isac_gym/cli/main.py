@@ -38,7 +38,7 @@ def _import_modules(names: list[str] | None) -> list[str]:
     try:
         for name in names or ():
             importlib.import_module(name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, SyntaxError) as error:
         raise typer.BadParameter(f"must be an importable module, got {name!r} ({error})") from error
     return names or []
 

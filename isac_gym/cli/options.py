@@ -110,8 +110,8 @@ class Environment:
             list[str] | None,
             typer.Option(
                 metavar="NAME",
-                help="Constraint to add: a name of `isac-gym constraints`, or module:Class "
-                "(repeatable).",
+                help="Constraint to add: a name of `isac-gym constraints`, NAME:VALUE with its "
+                "first argument, or module:Class (repeatable).",
             ),
         ] = None,
     ) -> Environment:

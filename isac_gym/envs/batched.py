@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from isac_gym.channels import ChannelModel
 from isac_gym.channels.selection import resolve_channel_model
 from isac_gym.envs.rendering import Renderer
-from isac_gym.envs.single import check_options, collect_info, make_spaces
+from isac_gym.envs.single import collect_info, make_spaces, take_option
 from isac_gym.scenario import Scenario, resolve_scenario
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome, choose_device
@@ -103,7 +103,7 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
         """
         if seed is not None:
             super().reset(seed=seed)
-        mask = check_options(options, "reset_mask")
+        mask = take_option(options, "reset_mask")
         if mask is None:
             mask = np.ones(self.num_envs, np.bool_)
         mask = np.asarray(mask)

@@ -19,7 +19,7 @@ from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome
 from isac_gym.system.simulation import Simulation
 
-__all__ = ["ISACEnv", "check_options", "collect_info", "make_spaces"]
+__all__ = ["ISACEnv", "collect_info", "make_spaces", "take_option"]
 
 Observation = npt.NDArray[np.float32]
 
@@ -37,7 +37,7 @@ def make_spaces(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
     )
 
 
-def check_options(options: dict[str, Any] | None, known: str) -> Any:
+def take_option(options: dict[str, Any] | None, known: str) -> Any:
     """The value of the one known option of a reset, or None.
 
     Raises:
@@ -180,7 +180,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
                 option.
         """
         super().reset(seed=seed)
-        given = check_options(options, "channels")
+        given = take_option(options, "channels")
         if given is None:
             self.simulation.start(self.np_random)
         else:

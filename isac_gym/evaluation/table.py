@@ -86,16 +86,17 @@ class Table:
         What is not a finite number is null.
         """
         content = {"title": self.title, "settings": self.settings, "rows": list(self.rows)}
-        text = json.dumps(_make_finite(content), indent=2, ensure_ascii=False)
+        text = json.dumps(_make_finite(content), indent=2, ensure_ascii=False, default=str)
         write_atomically(path, f"{text}\n".encode())
 
     def __rich__(self) -> RichTable:
+        from rich.markup import escape
         from rich.table import Table as RichTable
 
         shown = RichTable(title=self.title, caption=self.caption or None)
         columns = self._make_columns() if self.columns is None else self.columns
         for column in columns:
-            shown.add_column(column.heading, justify=column.justify)
+            shown.add_column(escape(column.heading), justify=column.justify)
         for row in self.rows:
             shown.add_row(*(column.show(row) for column in columns))
         return shown

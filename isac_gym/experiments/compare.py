@@ -19,6 +19,7 @@ from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
 from isac_gym.registry import AGENTS, register_experiment
+from isac_gym.system.constraints import Constraint
 
 __all__ = ["Compare"]
 
@@ -133,12 +134,15 @@ class Compare(Experiment):
         return dataclasses.replace(table, caption="\n".join([table.caption, *lines]))
 
     def draw(self, table: Table) -> Figure:
-        """Beampatterns beside the desired one, and rate against sensing loss."""
-        scenario = self.scenario
-        figure, (pattern_axes, rate_axes) = make_figure(11.0, 5.4, columns=2)
+        """Beampatterns beside the desired one, and rate against what each constraint limits."""
+        scenario, system = self.scenario, self.env.unwrapped.system
+        shown = [each for each in system.constraints.values() if each.can_be_exceeded(scenario)]
+        columns = 1 + len(shown)
+        figure, (pattern_axes, *rate_axes) = make_figure(5.5 * columns, 5.4, columns=columns)
         self._draw_patterns(pattern_axes, table.rows)
-        self._draw_rates(rate_axes, table.rows)
-        for axes in (pattern_axes, rate_axes):
+        for axes, constraint in zip(rate_axes, shown, strict=True):
+            self._draw_rates(axes, table.rows, constraint)
+        for axes in (pattern_axes, *rate_axes):
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
             style_axes(axes, fontsize="small", **below)
         figure.suptitle(
@@ -177,13 +181,13 @@ class Compare(Experiment):
         )
         axes.set_xticks(np.arange(-90, 91, 30))
 
-    def _draw_rates(self, axes: Axes, rows: Sequence[Row]) -> None:
-        threshold, palette = self.scenario.sensing_threshold, make_palette()
+    def _draw_rates(self, axes: Axes, rows: Sequence[Row], constraint: Constraint) -> None:
+        limit, palette = constraint.limit(self.scenario), make_palette()
         for index, row in enumerate(rows):
             rate = row["spectral_efficiency"]
             error = [[rate - row["confidence_low"]], [row["confidence_high"] - rate]]
             axes.errorbar(
-                row["sensing_mean"],
+                row[f"{constraint.name}_mean"],
                 rate,
                 yerr=error if np.isfinite(error).all() else None,
                 fmt=MARKERS[index % len(MARKERS)],
@@ -191,18 +195,18 @@ class Compare(Experiment):
                 capsize=3,
                 label=f"{row['name']} ({rate:.2f})",
             )
-        axes.axvline(threshold, color="0.4", ls="--", lw=1)
+        axes.axvline(limit, color="0.4", ls="--", lw=1)
         axes.annotate(
-            f"ε = {threshold:g}",
-            (threshold, 1.0),
+            f"limit {limit:g}",
+            (limit, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(4, -12),
             textcoords="offset points",
             color="0.4",
         )
         axes.set(
-            title="Rate against sensing loss (95 % intervals)",
-            xlabel="mean sensing loss",
+            title=f"Rate against {constraint.symbol} (95 % intervals)",
+            xlabel=f"mean {constraint.symbol} ({constraint.unit})",
             ylabel="spectral efficiency (bit/s/Hz)",
         )
         axes.margins(x=0.12)

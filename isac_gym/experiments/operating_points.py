@@ -19,7 +19,7 @@ from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import make_figure, style_axes
 from isac_gym.registry import register_experiment
 
-__all__ = ["Conditions", "OperatingPoints", "Sizes"]
+__all__ = ["OperatingPoints", "OverConditions", "OverSizes"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class OperatingPoints(Experiment):
 
 @register_experiment("conditions", "one agent over SNR and thresholds, against the joint optimum")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Conditions(OperatingPoints):
+class OverConditions(OperatingPoints):
     """Over SNR and thresholds, which replace the scenario's.
 
     Attributes:
@@ -145,7 +145,7 @@ class Conditions(OperatingPoints):
 
 @register_experiment("sizes", "one agent at other numbers of users and antennas, not retrained")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes(OperatingPoints):
+class OverSizes(OperatingPoints):
     """Over numbers of users and antennas; the agent's price is settled anew, its weights stay.
 
     Where M changes the least sensing loss does too: ε keeps its ratio to it.

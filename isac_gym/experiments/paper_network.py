@@ -20,7 +20,6 @@ from isac_gym.physics.links import radar_interference
 from isac_gym.policy import Policy
 from isac_gym.registry import register_experiment
 from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
-from isac_gym.system.codec import select_own_channels
 
 __all__ = ["PaperNetwork"]
 
@@ -121,8 +120,7 @@ def _improve_precoder(agent: Policy, env: Any, blocks: EvaluationSet) -> float:
     observation = system.codec.observation(blocks.estimates[:, 0])
     action, _ = agent.predict(observation, deterministic=True)
     sent = system.codec.decode(torch.from_numpy(np.asarray(action)), estimates)
-    own = select_own_channels(channels)
-    radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+    radar, comm = system.codec.split_own_channels(channels)
     noise = scenario.noise_power + radar_interference(radar, sent.streams)
     if scenario.control == "power":
         gains = (comm @ system.codec.directions(estimates)).abs().square()

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Report, Workspace
 from isac_gym.experiments.style import save_figure
@@ -40,6 +42,9 @@ def run_experiment(
         OSError: If the folder cannot be written to.
     """
     points = [_as_json(point) for point in experiment.points()]
+    for point in points:
+        if points.count(point) > 1:
+            raise ValueError(f"points must all be different, got {_describe(point)} twice")
     if not points:
         raise ValueError(f"experiment {experiment.name!r} must have at least one point, got none")
     if folder is None:
@@ -113,7 +118,16 @@ def _write_rows(path: Path, fingerprint: dict[str, Any], rows: list[list[Any]]) 
 
 def _as_json(value: Any) -> Any:
     """As it would come from a file, so that a run that goes on has the same numbers."""
-    return json.loads(json.dumps(value))
+    return json.loads(json.dumps(value, default=_convert))
+
+
+def _convert(value: Any) -> Any:
+    """Numbers of NumPy as Python's, and paths as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"rows and settings must hold JSON types, got {value!r}")
 
 
 def _describe(point: Point) -> str:

@@ -28,7 +28,6 @@ from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import make_figure, style_axes
 from isac_gym.registry import register_experiment
 from isac_gym.solvers.wmmse import scalar_wmmse
-from isac_gym.system.codec import select_own_channels
 
 __all__ = ["FACTORS", "TradeOff"]
 
@@ -277,7 +276,7 @@ def _silence_radar(env: Any, channels: torch.Tensor) -> torch.Tensor:
     """Sum rates of WMMSE for noise alone, each cell by itself, with the true channels."""
     system = env.unwrapped.system
     scenario = system.scenario
-    comm = select_own_channels(channels)[..., scenario.num_radar_antennas :]
+    _, comm = system.codec.split_own_channels(channels)
     noise, power = scenario.noise_power, scenario.comm_power
     if scenario.scheduling == "contention":
         strongest = comm.abs().square().sum(-1).amax(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -81,7 +82,7 @@ class LearningAgent(SystemPolicy):
         super().__init__(env)
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-        self.config = config = self._adapt(_change(PRESETS[preset], settings))
+        self.config = config = self._adapt(_override(PRESETS[preset], settings))
         self.title = f"{self.kind}, {preset}"
         self.seed = check_integer("seed", seed, 0)
         self.system = self.system.on(choose_device(device))
@@ -93,7 +94,7 @@ class LearningAgent(SystemPolicy):
         self.network = make_network(self.architecture, self.system, self._generator, config.options)
         self.grid: ConditionGrid | None = None
         if config.snr_range_db is not None or config.threshold_range is not None:
-            if self.priced is None or not self.network.is_priced:
+            if self.priced is None or not self.network.answers_to_price:
                 raise ValueError(
                     "snr_range_db and threshold_range must be None unless the network is told a "
                     f"price, got {config.snr_range_db!r} and {config.threshold_range!r} with "
@@ -144,7 +145,9 @@ class LearningAgent(SystemPolicy):
         return {
             "scenario": self.scenario.to_dict(),
             "channel_model": CHANNELS.describe(self.channel_model),
-            "constraints": [CONSTRAINTS.describe(each) for each in self.system.chosen_constraints],
+            "constraints": [
+                CONSTRAINTS.describe(each) for each in self.system.constraints.values()
+            ],
         }
 
     def forget_checkpoint(self, checkpoint: Path) -> None:
@@ -222,14 +225,17 @@ class LearningAgent(SystemPolicy):
                 checkpoint_every=checkpoint_every,
             )
         if config.calibration_channels and self.has_price:
-            self.calibrate(config.calibration_channels)
+            try:
+                self.calibrate(config.calibration_channels)
+            except ValueError as error:  # what was learned must not be lost
+                warnings.warn(f"{error}; the multiplier of the training is kept", stacklevel=2)
         return self
 
     @property
     def has_price(self) -> bool:
         """Whether there is a price that the network answers to, and that can be settled."""
         return (
-            self.network.is_priced
+            self.network.answers_to_price
             and self.priced is not None
             and self.scenario.radar == "learned"
             and self.config.dual_rule != "none"
@@ -237,9 +243,10 @@ class LearningAgent(SystemPolicy):
 
     @property
     def multiplier(self) -> Tensor:
-        """Multiplier of the priced constraint at each station, (J,), in bit/s/Hz: what it acts on.
+        """Multiplier of the priced constraint that the network is told, (J,), in bit/s/Hz.
 
-        It weighs quantity/limit - 1. Without a priced constraint it is 0.
+        It weighs quantity/limit - 1: the one that :meth:`calibrate` settled, else that of the
+        training. Without a priced constraint it is 0.
         """
         if self.calibrated is not None:
             return self.calibrated
@@ -337,7 +344,7 @@ class LearningAgent(SystemPolicy):
         return load_agent_of(cls, path, env, device)
 
 
-def _change(preset: AgentConfig, settings: dict[str, Any]) -> AgentConfig:
+def _override(preset: AgentConfig, settings: dict[str, Any]) -> AgentConfig:
     """A preset with fields changed, and options of networks under their own names."""
     fields = {field.name for field in dataclasses.fields(AgentConfig)}
     options = {name: value for name, value in settings.items() if name not in fields}

@@ -18,11 +18,11 @@ from torch import Tensor
 import isac_gym
 from isac_gym.files import write_atomically
 
-__all__ = ["read_archive", "read_kind", "take_part", "write_archive"]
+__all__ = ["META_NAME", "read_archive", "read_kind", "select_prefix", "write_archive"]
 
 _FORMAT = "isac-gym agent"
 _FORMAT_VERSION = 4
-_META = "agent.json"
+META_NAME = "agent.json"
 _TENSORS = "tensors.safetensors"
 _LARGEST = 2**31
 
@@ -44,7 +44,7 @@ def write_archive(path: str | Path, meta: Mapping[str, Any], tensors: Mapping[st
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(_META, json.dumps(header, indent=2))
+        archive.writestr(META_NAME, json.dumps(header, indent=2))
         archive.writestr(_TENSORS, tensors_to_bytes(held))
     write_atomically(path, buffer.getvalue())
 
@@ -70,7 +70,7 @@ def read_archive(path: str | Path, kind: str | None) -> tuple[dict[str, Any], di
         with zipfile.ZipFile(source) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _LARGEST:
                 raise ValueError(f"larger than {_LARGEST} bytes when unpacked")
-            meta = json.loads(archive.read(_META))
+            meta = json.loads(archive.read(META_NAME))
             tensors = tensors_from_bytes(archive.read(_TENSORS))
     except (
         zipfile.BadZipFile,
@@ -106,7 +106,7 @@ def read_kind(path: str | Path) -> Any:
     return meta.get("kind")
 
 
-def take_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
     return {
         name.removeprefix(prefix): value

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isac_gym.learning.archive import read_archive, take_part, write_archive
+from isac_gym.learning.archive import read_archive, select_prefix, write_archive
 from isac_gym.learning.losses import TrainingLoss
 from isac_gym.learning.progress import StatefulCallback
 
 __all__ = [
+    "CHECKPOINT_KIND",
     "CheckpointError",
     "TrainingState",
     "check_checkpoint",
@@ -25,7 +26,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-_CHECKPOINT: Final = "training checkpoint"
+CHECKPOINT_KIND: Final = "training checkpoint"
 
 
 class CheckpointError(ValueError):
@@ -98,7 +99,7 @@ def read_checkpoint(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of a checkpoint, if it is of this training."""
     try:
-        meta, tensors = read_archive(path, _CHECKPOINT)
+        meta, tensors = read_archive(path, CHECKPOINT_KIND)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     saved = meta.get("identity", {})
@@ -138,10 +139,10 @@ def restore_checkpoint(
             ) from error
 
     try:
-        training.network.load_state_dict(take_part(tensors, "network."))
-        training.loss.load_state_dict(take_part(tensors, "loss."))
+        training.network.load_state_dict(select_prefix(tensors, "network."))
+        training.loss.load_state_dict(select_prefix(tensors, "loss."))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in take_part(tensors, "optimiser.").items():
+        for name, value in select_prefix(tensors, "optimiser.").items():
             index, _, entry = name.partition(".")
             state.setdefault(int(index), {})[entry] = value
         groups = training.optimiser.state_dict()["param_groups"]

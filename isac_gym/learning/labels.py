@@ -31,9 +31,9 @@ from isac_gym.system.downlink import find_system
 from isac_gym.system.simulation import Simulation
 from isac_gym.validation import check_integer
 
-__all__ = ["Labels", "generate_labels", "load_labels"]
+__all__ = ["MANIFEST_NAME", "Labels", "generate_labels", "load_labels"]
 
-_MANIFEST = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 _FORMAT = 2
 
 
@@ -113,7 +113,7 @@ def generate_labels(
         "shard_size": shard_size,
         "version": __version__,
     }
-    path = folder / _MANIFEST
+    path = folder / MANIFEST_NAME
     if path.exists():
         held = _read_manifest(path)
         for key, value in manifest.items():
@@ -126,7 +126,7 @@ def generate_labels(
             allowed = f"{'at least ' if extend else ''}{held['count']}"
             raise ValueError(f"count must be {allowed}, the labels that {folder} holds")
     elif any(folder.glob(_name_shard("*"))):
-        raise ValueError(f"{folder} holds labels without a {_MANIFEST}; choose another folder")
+        raise ValueError(f"{folder} holds labels without a {MANIFEST_NAME}; choose another folder")
     write_atomically(path, _as_json({**manifest, "count": count}))
     for index in range(math.ceil(count / shard_size)):
         size = min(shard_size, count - index * shard_size)
@@ -183,12 +183,12 @@ def load_labels(folder: str | Path) -> Labels:
         ValueError: If it is incomplete or damaged; the message names the file.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder / _MANIFEST)
+    manifest = _read_manifest(folder / MANIFEST_NAME)
     count, size = manifest["count"], manifest["shard_size"]
     try:
         codec = Codec(Scenario.from_dict(manifest["scenario"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / _MANIFEST}: damaged ({error})") from error
+        raise ValueError(f"{folder / MANIFEST_NAME}: damaged ({error})") from error
     parts = []
     for index in range(math.ceil(count / size)):
         shard = folder / _name_shard(index)

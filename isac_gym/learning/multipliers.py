@@ -218,7 +218,7 @@ class ProportionalIntegral(Multipliers):
         torch.clamp_min(integral + self.gain * smoothed, 0.0, out=self.values[name])
 
 
-class _Unpriced(Multipliers):
+class _HeldAtZero(Multipliers):
     """Multipliers that stay at zero."""
 
     def _raise(self, name: str, mean: Tensor) -> None:
@@ -256,7 +256,7 @@ def make_multipliers(
         "ascent": Multipliers,
         "augmented": partial(AugmentedLagrangian, penalty_weight=gain),
         "pi": partial(ProportionalIntegral, gain=gain),
-        "none": _Unpriced,
+        "none": _HeldAtZero,
     }
     given = None if rule == "none" else initial
     return kinds[rule](names, num_cells, step_size, initial=given, points=points, device=device)

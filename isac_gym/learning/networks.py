@@ -17,7 +17,7 @@ from isac_gym.system.downlink import ISACSystem
 
 __all__ = ["Network", "list_network_options", "make_network", "name_architecture"]
 
-_EVERYWHERE = "direct"
+_FALLBACK = "direct"
 """The architecture for control modes that the wanted one has no formulas for."""
 
 
@@ -29,12 +29,12 @@ class Network(nn.Module, ABC):
     arguments of the agent as well.
 
     Attributes:
-        is_priced: Whether it answers to the price that ``conditions`` holds, so that the price can
-            be settled without training.
+        answers_to_price: Whether it heeds the price that ``conditions`` holds, so that the price
+            can be settled without training.
         fits_other_sizes: Whether the same weights serve other numbers of users and antennas.
     """
 
-    is_priced: ClassVar[bool] = False
+    answers_to_price: ClassVar[bool] = False
     fits_other_sizes: ClassVar[bool] = False
 
     @abstractmethod
@@ -78,7 +78,7 @@ def list_network_options(architecture: str | None = None) -> dict[str, Any]:
 def name_architecture(wanted: str, scenario: Scenario) -> str:
     """The architecture in use: the wanted one, or ``"direct"`` where it has no formulas."""
     entry = NETWORKS.find(wanted)
-    return wanted if scenario.control in entry.controls else _EVERYWHERE
+    return wanted if scenario.control in entry.controls else _FALLBACK
 
 
 def make_network(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.channels import ChannelModel
-from isac_gym.learning.archive import read_archive, take_part, write_archive
+from isac_gym.learning.archive import read_archive, select_prefix, write_archive
 from isac_gym.learning.config import AgentConfig
 from isac_gym.learning.networks import name_architecture
 from isac_gym.learning.pretrained import find_pretrained
@@ -100,9 +100,10 @@ class _Saved:
         sizes = ("num_users", "num_comm_antennas", "num_radar_antennas", "num_cells")
         if max(getattr(scenario, name) for name in sizes) > _LARGEST_SIZE:
             raise ValueError(f"no number of users, antennas or cells may exceed {_LARGEST_SIZE}")
-        if not isinstance(meta["channel_model"], dict) or not isinstance(meta["constraints"], list):
+        descriptions = [meta["channel_model"], *meta["constraints"]]
+        if not all(isinstance(each, dict) for each in descriptions):
             raise ValueError("channel_model must be a description, and constraints a list of them")
-        weights = take_part(tensors, "network.")
+        weights = select_prefix(tensors, "network.")
         # No module is imported because a file names it.
         if config.architecture not in NETWORKS.entries():
             raise ValueError(
@@ -125,6 +126,8 @@ class _Saved:
         """An environment like that which the agent was saved for."""
         import gymnasium as gym
 
+        always = {name for name, entry in CONSTRAINTS.entries().items() if entry.is_default}
+        chosen = [each for each in self.constraints if each.get("name") not in always]
         model = CHANNELS.restore(self.channel_model)
         if not isinstance(model, ChannelModel):
             raise ValueError(f"channel_model must be one, got {model!r}")
@@ -132,7 +135,7 @@ class _Saved:
             "ISAC-MISO-v0",
             scenario=self.scenario,
             channel_model=model,
-            constraints=[CONSTRAINTS.restore(each) for each in self.constraints],
+            constraints=[CONSTRAINTS.restore(each) for each in chosen],
         )
 
 
@@ -164,15 +167,20 @@ def load_agent_of(
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise ValueError(f"{path}: damaged, holds weights that are not finite")
     described = agent.describe_environment()
+    parts = [saved.channel_model, *saved.constraints]
     is_same = described == {
         "scenario": saved.scenario.to_dict(),
         "channel_model": saved.channel_model,
         "constraints": saved.constraints,
-    }
+    } and all(part.get("arguments") is not None for part in parts)
     try:
         agent.network.load_state_dict(saved.weights)
-        if (is_kept or not flexible) and described["constraints"] == saved.constraints:
-            agent.multipliers.load_state_dict(take_part(tensors, "multipliers."))
+        if is_kept or not flexible:
+            held = select_prefix(tensors, "multipliers.")
+            if described["constraints"] != saved.constraints:  # those that are there as well
+                own_state = agent.multipliers.state_dict()
+                held = {name: held.get(name, value) for name, value in own_state.items()}
+            agent.multipliers.load_state_dict(held)
         calibrated = tensors.get("calibrated")
         if is_same and calibrated is not None:
             if calibrated.shape != (own.num_cells,):
@@ -189,7 +197,10 @@ def load_agent_of(
             stacklevel=3,
         )
     if agent.has_price and not is_same:
-        agent.calibrate()
+        try:
+            agent.calibrate()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return agent
 
 

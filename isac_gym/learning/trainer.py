@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from isac_gym.learning.checkpoint import (
-    _CHECKPOINT,
+    CHECKPOINT_KIND,
     TrainingState,
     hash_tensors,
     restore_checkpoint,
@@ -108,7 +108,7 @@ def train(
     parameters = [value for value in network.parameters() if value.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     described = {
-        "kind": _CHECKPOINT,
+        "kind": CHECKPOINT_KIND,
         "identity": {
             **identity,
             "settings": dataclasses.asdict(settings),

@@ -1,4 +1,4 @@
-r"""RateProblem powers, SINR and spectral efficiency of one or several cells.
+r"""Link powers, SINR and spectral efficiency of one or several cells.
 
 Index convention: i transmitting station, j cell of the receiving user, k user, l stream. Channels
 ``H`` have shape (..., J, J, K, M) for [i, j, k, antenna], each row being [f, g]: the M_R radar
@@ -14,9 +14,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["LinkPowers", "link_powers", "radar_interference", "sinr", "spectral_efficiency"]
+__all__ = [
+    "BITS_PER_NAT",
+    "LinkPowers",
+    "link_powers",
+    "radar_interference",
+    "sinr",
+    "spectral_efficiency",
+]
 
-_BITS_PER_NAT = 1.0 / math.log(2.0)
+BITS_PER_NAT = 1.0 / math.log(2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +130,4 @@ def sinr(powers: LinkPowers, noise_power: float | Tensor) -> Tensor:
 
 def spectral_efficiency(sinr_values: Tensor) -> Tensor:
     """Spectral efficiency log2(1 + γ) of each user, in bit/s/Hz, same shape as the input."""
-    return torch.log1p(sinr_values) * _BITS_PER_NAT
+    return torch.log1p(sinr_values) * BITS_PER_NAT

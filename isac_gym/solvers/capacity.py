@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
 
+from isac_gym.physics.links import BITS_PER_NAT
 from isac_gym.validation import check_integer, check_real
 
 __all__ = [
@@ -18,8 +18,6 @@ __all__ = [
     "dpc_capacity",
     "reduce_channels",
 ]
-
-BITS_PER_NAT = 1.0 / math.log(2.0)
 
 
 @dataclasses.dataclass(frozen=True)

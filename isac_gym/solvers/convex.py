@@ -314,7 +314,7 @@ def convex_beampattern(**design: Any) -> ConvexDesign:
     Args:
         **design: Arguments of :class:`ConvexWaveform`; those of
             :func:`~isac_gym.solvers.beampattern.best_beampattern` and
-            :meth:`~isac_gym.scenario.Scenario.beampattern_designs` among them.
+            :meth:`~isac_gym.scenario.Scenario.list_beampattern_arguments` among them.
 
     Returns:
         The design.

@@ -19,8 +19,10 @@ __all__ = ["Prices", "settle_prices"]
 Prices: TypeAlias = npt.NDArray[np.float64]
 _Excess: TypeAlias = Callable[[Prices], Prices]
 
-_HIGHEST: Final = 9.0
+_LARGEST_LOG: Final = 9.0
 _MOST_EVALUATIONS: Final = 16
+_ROUNDING: Final = 1e-5
+"""Excess of a mean that is at its limit whatever the price, as of a power that is used up."""
 
 
 def settle_prices(
@@ -62,7 +64,7 @@ def settle_prices(
         name, value = limit
         raise ValueError(
             f"{name} must be kept by the mean at some price, got {value!r}, which no price up to "
-            f"{math.exp(_HIGHEST):.0f} does on these channels"
+            f"{math.exp(_LARGEST_LOG):.0f} does on these channels"
         )
     return found
 
@@ -74,7 +76,7 @@ def _search_together(
     binds = excess(np.zeros(cells)) > 0.0
     point = np.zeros(cells)
     if binds.any():
-        point = np.where(binds, guess().clip(least, _HIGHEST), 0.0)
+        point = np.where(binds, guess().clip(least, _LARGEST_LOG), 0.0)
     low, high = np.full(cells, -np.inf), np.full(cells, np.inf)
     above, below = np.zeros(cells), np.zeros(cells)
     aim = -0.5 * tolerance
@@ -92,7 +94,9 @@ def _search_together(
         # Outside a bracket yet: the mean falls by about a quarter as the price is e-folded.
         outside = point + np.sign(found - aim) * (4.0 * np.abs(found - aim)).clip(0.02, 1.0)
         bracketed = np.isfinite(low) & np.isfinite(high)
-        point = np.where(done, point, np.where(bracketed, inside, outside)).clip(least, _HIGHEST)
+        point = np.where(done, point, np.where(bracketed, inside, outside)).clip(
+            least, _LARGEST_LOG
+        )
     return np.where(binds, np.exp(high), 0.0)
 
 
@@ -110,17 +114,18 @@ def _search_each(
                 known[log_price] = excess(np.full(cells, np.exp(log_price)))
             return float(known[log_price][cell]) + tolerance
 
-        low = high = float(begin[cell].clip(least, _HIGHEST))
+        low = high = float(begin[cell].clip(least, _LARGEST_LOG))
         width = 0.1
-        while of_cell(high) > 0.0 and high < _HIGHEST:
-            low, high = high, min(high + width, _HIGHEST)
+        while of_cell(high) > 0.0 and high < _LARGEST_LOG:
+            low, high = high, min(high + width, _LARGEST_LOG)
             width *= 2.0
         while of_cell(low) <= 0.0 and low > least:
             low, high = max(low - width, least), low
             width *= 2.0
         if of_cell(low) <= 0.0:
             continue
-        found[cell] = np.inf
         if of_cell(high) <= 0.0:
             found[cell] = float(np.exp(brentq(of_cell, low, high, xtol=2e-3)))
+        elif of_cell(least) > tolerance + _ROUNDING:  # not even at its limit without a price
+            found[cell] = np.inf
     return found

@@ -20,11 +20,7 @@ __all__ = ["WMMSESolution", "maximise_rate", "scalar_wmmse", "wmmse"]
 
 _QUIET = 3
 """Iterations in a row whose relative increase is within the tolerance before one stops."""
-
-
 _CHECK_EVERY = 8
-
-
 _TINY = 1e-300
 
 

@@ -216,6 +216,32 @@ class Codec:
         imaginary = parts[1] if len(parts) == 2 else torch.zeros_like(parts[0])
         return torch.complex(parts[0], imaginary), power
 
+    def check_channels(self, channels: Tensor) -> None:
+        """Check that channels are those of the scenario.
+
+        Raises:
+            ValueError: If their shape is not (n, J, J, K, M), or an entry is not finite.
+        """
+        expected = self.deployment.shape
+        if tuple(channels.shape[1:]) != expected or not bool(torch.isfinite(channels).all()):
+            raise ValueError(
+                f"channels must be finite and of shape (n, {', '.join(map(str, expected))}), got "
+                f"{tuple(channels.shape)}"
+            )
+
+    def split_own_channels(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Channels from each station to its own users, by antennas.
+
+        Args:
+            channels: H, complex (..., J, J, K, M).
+
+        Returns:
+            f (..., J, K, M_R) from the radar antennas and g (..., J, K, M_C) from the others.
+        """
+        antennas = [self.scenario.num_radar_antennas, self.scenario.num_comm_antennas]
+        radar, comm = select_own_channels(channels).split(antennas, dim=-1)
+        return radar, comm
+
     def directions(self, estimates: Tensor) -> Tensor:
         """Unit-norm directions of power control.
 
@@ -225,10 +251,9 @@ class Codec:
         Returns:
             Complex tensor (..., J, M_C, K).
         """
-        own = select_own_channels(estimates)[..., self.scenario.num_radar_antennas :]
         return precoder_directions(
             self.scenario.precoder_directions,
-            own,
+            self.split_own_channels(estimates)[1],
             self.scenario.noise_power,
             self.scenario.comm_power,
         )

@@ -6,6 +6,7 @@ A constraint says which quantity of an outcome it bounds, in which unit and by w
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from isac_gym.registry import CONSTRAINTS, register_constraint
 from isac_gym.scenario import Scenario
+from isac_gym.validation import check_real, not_allowed
 
 if TYPE_CHECKING:
     from isac_gym.system.downlink import ISACSystem, Outcome
@@ -166,18 +168,23 @@ def resolve_constraints(
         made = CONSTRAINTS.make(given) if isinstance(given, str) else given
         if not isinstance(made, Constraint):
             raise TypeError(f"constraints must hold Constraint objects or names, got {given!r}")
+        for attribute in ("name", "symbol", "unit"):
+            value = getattr(made, attribute, None)
+            if not isinstance(value, str) or not value:
+                raise TypeError(
+                    f"constraint {made!r} must have a text as {attribute}, got {value!r}; "
+                    "register_constraint gives the name"
+                )
+        if not re.fullmatch(r"\w[\w-]*", made.name):
+            raise not_allowed("name of a constraint", made.name, "letters, digits, _ and -")
         if made.name in [held.name for held in (*always, *added)]:
             raise ValueError(f"constraints must have different names, got {made.name!r} twice")
         if not made.applies(scenario):
             raise ValueError(f"constraints must apply to the scenario, got {made.name!r}")
         added.append(made)
     for constraint in (*always, *added):
-        limit = constraint.limit(scenario)
-        if not 0.0 < limit < float("inf"):
-            raise ValueError(
-                f"the limit of constraint {constraint.name!r} must be a finite number > 0, "
-                f"got {limit!r}"
-            )
+        name = f"the limit of constraint {constraint.name!r}"
+        check_real(name, constraint.limit(scenario), "a finite number > 0", lambda x: x > 0)
     return always, added
 
 

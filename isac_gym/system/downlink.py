@@ -109,8 +109,8 @@ class ISACSystem:
         Returns:
             Complex tensor (J, M_R, r), in √W.
         """
-        designs = [best_beampattern(**design) for design in self.scenario.beampattern_designs()]
-        stacked = torch.stack([design.streams for design in designs])
+        given = self.scenario.list_beampattern_arguments()
+        stacked = torch.stack([best_beampattern(**arguments).streams for arguments in given])
         return stacked.to(self.device, self.dtype.to_complex())
 
     def transmit(
@@ -146,6 +146,9 @@ class ISACSystem:
 
         Returns:
             The outcome, with the leading dimensions of the input.
+
+        Raises:
+            ValueError: If a constraint's quantity has another shape than (..., J).
         """
         powers = link_powers(channels, transmission.precoders, transmission.streams)
         noise = self._noise if noise_power is None else noise_power[..., None, None]
@@ -169,8 +172,14 @@ class ISACSystem:
             sum_rate=rates.sum((-2, -1)),
             sensing=sensing,
         )
+        stations = rates.shape[:-1]
         for name, constraint in self.constraints.items():
             quantity = constraint.quantity(outcome, self)
+            if quantity.shape != stations:
+                raise ValueError(
+                    f"quantity of constraint {name!r} must have shape {tuple(stations)}, got "
+                    f"{tuple(quantity.shape)}"
+                )
             outcome.constraints[name] = quantity / self._limits[name] + self._minus_one
         return outcome
 

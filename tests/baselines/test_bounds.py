@@ -347,7 +347,7 @@ def losses(env: gym.Env[Any, Any], R: reference.Complex, station: int = 0) -> fl
 
 
 def best_covariance(env: gym.Env[Any, Any]) -> reference.Complex:
-    design = best_beampattern(**find_system(env).scenario.beampattern_designs()[0])
+    design = best_beampattern(**find_system(env).scenario.list_beampattern_arguments()[0])
     found: reference.Complex = (design.streams @ design.streams.mH).numpy()
     return found
 
@@ -586,7 +586,7 @@ def test_single_user_closed_form_with_radar() -> None:
     scenario = find_system(env).scenario
     H = draw(env, 3, seed=8)
     f, g = own(env, H)
-    waveform = ConvexWaveform(**scenario.beampattern_designs()[0])
+    waveform = ConvexWaveform(**scenario.list_beampattern_arguments()[0])
     found = joint_upper_bound(env, H, subdivisions=3)
     for index in range(3):
         least = waveform.least_burden(
@@ -673,7 +673,7 @@ def test_floors_are_close_to_the_convex_optimum(env: gym.Env[Any, Any], threshol
         [np.vstack([np.eye(3)[index], rng.dirichlet(np.ones(3))]) for index in (0, 2)]
     )
     floor, q = floors_of(env, H, limits, weights)
-    waveform = ConvexWaveform(**find_system(env).scenario.beampattern_designs()[0])
+    waveform = ConvexWaveform(**find_system(env).scenario.list_beampattern_arguments()[0])
     optima = np.zeros((2, 2))
     for index, row in np.ndindex(2, 2):
         C = np.einsum("k,kp,kq->pq", weights[index, row], f[index].conj(), f[index])

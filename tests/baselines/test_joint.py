@@ -129,7 +129,7 @@ def alternating(env: gym.Env[Any, Any], H: Complex, served: npt.NDArray[np.float
     scenario = env.unwrapped.scenario
     radar = scenario.num_radar_antennas
     f, g = H[:, :radar], H[:, radar:]
-    waveform = ConvexWaveform(**scenario.beampattern_designs()[0])
+    waveform = ConvexWaveform(**scenario.list_beampattern_arguments()[0])
     weights, rate = served, 0.0
     for _ in range(10):
         burden = np.einsum("k,km,kn->mn", weights, f.conj(), f)

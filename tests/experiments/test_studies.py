@@ -23,7 +23,7 @@ from isac_gym.evaluation import Table, judging
 from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.experiments import Experiment, Point, Workspace, run_experiment, setting
 from isac_gym.experiments.compare import Compare
-from isac_gym.experiments.operating_points import Conditions, Sizes
+from isac_gym.experiments.operating_points import OverConditions, OverSizes
 from isac_gym.experiments.paper_network import PaperNetwork
 from isac_gym.experiments.transfer_gain import TransferGain, _find_reached
 from isac_gym.learning.callbacks import EvaluationCallback
@@ -87,7 +87,7 @@ def test_over_seeds_is_the_student_interval() -> None:
 
 def test_conditions(saved: Path, tmp_path: Path) -> None:
     points: dict[str, Any] = {"snr_db": (0.0, 10.0), "thresholds": (0.16, 0.2)}
-    experiment = Conditions(scenario=SMALL, agent=str(saved), channels=24, **points)
+    experiment = OverConditions(scenario=SMALL, agent=str(saved), channels=24, **points)
     study = checked(experiment, tmp_path)
     assert [(row["SNR, dB"], row["ε"]) for row in study.rows] == [
         (0.0, 0.16),
@@ -104,7 +104,7 @@ def test_conditions(saved: Path, tmp_path: Path) -> None:
 
 def test_sizes_keep_the_ratio_of_the_threshold_to_its_floor(saved: Path, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"users": (2, 3), "antennas": (4, 5)}
-    study = checked(Sizes(scenario=SMALL, agent=str(saved), channels=16, **sizes), tmp_path)
+    study = checked(OverSizes(scenario=SMALL, agent=str(saved), channels=16, **sizes), tmp_path)
     assert [(row["K"], row["M"]) for row in study.rows] == [(2, 4), (3, 4), (2, 5)]
     larger = SMALL.replace(num_comm_antennas=5, num_radar_antennas=5, sensing_threshold=9.0)
     ratio = SMALL.sensing_threshold / SMALL.sensing_floor()[0]

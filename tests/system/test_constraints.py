@@ -449,7 +449,9 @@ def test_it_is_saved_and_restored(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         meta = json.loads(archive.read("agent.json"))
     assert meta["constraints"] == [
-        {"name": "peak-sidelobe", "arguments": {"level": 0.35, "guard_deg": 10.0}}
+        {"name": "power", "arguments": {}},
+        {"name": "sensing", "arguments": {}},
+        {"name": "peak-sidelobe", "arguments": {"level": 0.35, "guard_deg": 10.0}},
     ]
     loaded = PrimalDual.load(path)
     assert loaded.priced is loaded.system.constraints["peak-sidelobe"]
@@ -514,3 +516,64 @@ def test_checkpoints_of_other_constraints_are_refused(tmp_path: Path) -> None:
         checkpoint=path, callback=lambda progress: seen.append(progress.iteration)
     )
     assert seen[0] > 1
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a[0]", "a:b", 3, None])
+def test_names_that_entries_cannot_have(name: Any) -> None:
+    constraint = PeakSidelobe(0.5)
+    constraint.name = name  # type: ignore[misc]
+    with pytest.raises((TypeError, ValueError), match="name"):
+        make(constraint)
+
+
+def test_a_quantity_of_another_shape_is_named() -> None:
+    class Total(PeakSidelobe):
+        def quantity(self, outcome: Any, system: Any) -> Any:
+            return super().quantity(outcome, system).sum(-1)
+
+    env = make(Total(0.5))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"quantity of constraint 'peak-sidelobe'.*\(1, 1\)"):
+        env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("name", ["power", "sensing", "scheduling"])
+def test_every_constraint_can_be_the_priced_one(name: str) -> None:
+    settings = {"scheduling": "contention"} if name == "scheduling" else {}
+    env = make(power_limit="cost", **settings)
+    agent = PrimalDual(
+        env, "tuned", priced_constraint=name, iterations=2, batch_size=4, calibration_channels=32
+    )
+    agent.learn()
+    assert agent.priced is not None
+    assert agent.priced.name == name
+    assert bool(torch.isfinite(agent.multiplier).all())
+
+
+def test_a_price_that_cannot_be_settled_does_not_lose_the_training() -> None:
+    env = make(PeakSidelobe(1e-3))
+    agent = PrimalDual(
+        env, priced_constraint="peak-sidelobe", iterations=2, batch_size=4, calibration_channels=16
+    )
+    before = {name: value.clone() for name, value in agent.network.state_dict().items()}
+    with pytest.warns(UserWarning, match="the multiplier of the training is kept"):
+        agent.learn()
+    assert any((before[k] != v).any() for k, v in agent.network.state_dict().items())
+    assert agent.calibrated is None
+
+
+def test_a_constraint_of_every_environment_leaves_old_files_readable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    PrimalDual(make(), "paper").save(tmp_path / "old.zip")
+    monkeypatch.setattr(CONSTRAINTS, "_imported", dict(CONSTRAINTS._imported))
+
+    class Always(PeakSidelobe):
+        def __init__(self) -> None:
+            super().__init__(0.9)
+
+    register_constraint("always", "part of every environment", is_default=True)(Always)
+    loaded = PrimalDual.load(tmp_path / "old.zip")
+    assert list(loaded.multipliers.values) == ["power", "sensing", "always"]
+    loaded.save(tmp_path / "new.zip")
+    assert "always" in PrimalDual.load(tmp_path / "new.zip").system.constraints

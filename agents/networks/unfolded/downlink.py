@@ -94,7 +94,7 @@ class StageControls:
         outputs: Logits of the powers, logits of the dual powers, and logarithmic corrections of the
             slopes, (n, J, K, 3).
         tempo: Logarithms of the steps' lengths over ``length``, then their momenta, (n, J, 2·S).
-        price: π > 0, (n, J), in bit/s/Hz.
+        price: π > 0, (n, J), in bit/s/Hz a unit of L_r.
         length: Length of a step with a tempo of 0.
         largest_correction: Bound on the magnitude of corrections and of logarithms of lengths.
         smoothing: δ² of the cross-correlation, a scalar tensor, in W².

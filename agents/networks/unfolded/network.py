@@ -33,7 +33,6 @@ from isac_gym.physics.links import radar_interference
 from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.sensing.coarse import CoarseSensing, ExactSensing, Sensing
 from isac_gym.registry import register_network
-from isac_gym.system.codec import select_own_channels
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.validation import check_integer, not_allowed
 
@@ -120,7 +119,7 @@ class UnfoldedNetwork(Network):
         ValueError: If the control mode has no such structure, or an option is not allowed.
     """
 
-    is_priced = True
+    answers_to_price = True
     fits_other_sizes = True
 
     def __init__(
@@ -195,8 +194,7 @@ class UnfoldedNetwork(Network):
             conditions = Conditions.of(self.system, len(observation))
         price = conditions.price.clamp_min(_LEAST_PRICE)
         channels = codec.channels(observation)
-        own = select_own_channels(channels)
-        radar, comm = own.split([scenario.num_radar_antennas, scenario.num_comm_antennas], dim=-1)
+        radar, comm = codec.split_own_channels(channels)
         gains = None
         if scenario.control == "power":
             gains = torch.view_as_real(comm @ codec.directions(channels)).square().sum(-1)
@@ -207,7 +205,7 @@ class UnfoldedNetwork(Network):
         )
         gates = self.gates(self.edges(_describe_edges(downlink))).chunk(len(self.layers), -1)
 
-        streams = before = self._start_from_best(len(own))
+        streams = before = self._start_from_best(len(radar))
         received = radar_interference(radar, streams)
         state = self.entry(features.at(received))
         tempos = (_SCALAR_PACE * self.tempo).split([2 * steps for steps in self.steps])

@@ -48,7 +48,7 @@ def advance(
         The new V, the V before it, and the radar power at each user under the new V.
     """
     tensors = (streams, downlink.gram, controls.outputs, controls.tempo, controls.smoothing)
-    if isinstance(sensing, CoarseSensing) and _is_plain(*tensors):
+    if isinstance(sensing, CoarseSensing) and _can_run_compiled(*tensors):
         loop = compile_stage(sensing)
         if loop is not None:
             return loop(downlink, controls, streams, before, received, power)
@@ -109,7 +109,7 @@ def interference_resolvent(radar: Tensor, weights: Tensor) -> Tensor:
     return resolvent
 
 
-def _is_plain(*tensors: Tensor) -> bool:
+def _can_run_compiled(*tensors: Tensor) -> bool:
     """Whether no gradient is wanted, and all is in single precision on the CPU."""
     if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
         return False

@@ -17,8 +17,6 @@ PairSum: TypeAlias = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 _CPU_BLOCK = 64
-
-
 _GPU_BLOCK = 1024
 
 

@@ -512,7 +512,7 @@ def test_the_compiled_stage_agrees_with_tensors_in_double_precision(
     np.testing.assert_allclose(rows, 1.1 / size, rtol=1e-5)
 
     # The same in single precision without the loop.
-    monkeypatch.setattr(stage, "_is_plain", lambda *_: False)
+    monkeypatch.setattr(stage, "_can_run_compiled", lambda *_: False)
     plain = advance(sensing, small, lowered, *given, 1.1)
     for value, wanted in zip(plain, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))

@@ -77,7 +77,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if name == "compiled":
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(stage, "_is_plain", lambda *_: False)
+        monkeypatch.setattr(stage, "_can_run_compiled", lambda *_: False)
     return name
 
 
