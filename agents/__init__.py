@@ -1,4 +1,8 @@
-"""Learning agents: who acts after a training."""
+"""Learning agents: who acts after a training.
+
+They import from :mod:`isac_gym.learning` and what lies below it; never from the baselines, which
+they find by name, nor from what judges or runs them.
+"""
 
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.primal_dual import NoDual, PrimalDual

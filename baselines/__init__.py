@@ -1,4 +1,8 @@
-"""Baselines and references: policies that are computed, not learned, and bounds on all policies."""
+"""Baselines and references: policies that are computed, not learned, and bounds on all policies.
+
+They import from the system, the solvers and what lies below them, and from
+:mod:`isac_gym.policy`; never from the learning agents, nor from what judges or runs them.
+"""
 
 from isac_gym.baselines.bounds import joint_upper_bound
 from isac_gym.baselines.joint import JointOracle

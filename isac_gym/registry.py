@@ -276,7 +276,7 @@ def register_network(name: str, description: str, **traits: Any) -> Callable[[_T
     """Register a network for ``architecture=``; as :func:`register_agent`.
 
     It is made as ``Network(system, generator, **options)``, with the options that its signature
-    names taken from the agent's settings; see :class:`isac_gym.learning.networks.Network`.
+    names taken from the agent's settings; see :class:`isac_gym.learning.network.Network`.
     """
     return lambda found: NETWORKS.add(found, name, description, **traits)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from isac_gym.learning.conditions import Conditions
-from isac_gym.learning.networks import Network
+from isac_gym.learning.network import Network
 from isac_gym.registry import register_network
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.validation import check_integer, not_allowed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from isac_gym.agents.networks.direct import FullyConnected, check_layers, resolve_hidden_sizes
 from isac_gym.learning.conditions import Conditions
-from isac_gym.learning.networks import Network
+from isac_gym.learning.network import Network
 from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.registry import register_network

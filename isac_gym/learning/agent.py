@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from isac_gym.channels import ChannelModel
+from isac_gym.learning.calibration import calibrate_price
 from isac_gym.learning.checkpoint import check_checkpoint
 from isac_gym.learning.conditions import ConditionGrid, Conditions
 from isac_gym.learning.config import PRESETS, AgentConfig
 from isac_gym.learning.losses import TrainingLoss
 from isac_gym.learning.multipliers import Multipliers, make_multipliers
-from isac_gym.learning.networks import list_network_options, make_network, name_architecture
-from isac_gym.learning.price import calibrate_price
+from isac_gym.learning.network import list_network_options, make_network, name_architecture
 from isac_gym.learning.progress import Callback, report_progress
 from isac_gym.learning.saving import load_agent_of, save_agent
 from isac_gym.learning.trainer import TrainingSettings, train

@@ -14,7 +14,7 @@ from torch import Tensor
 from isac_gym.channels import ChannelModel
 from isac_gym.learning.archive import read_archive, select_prefix, write_archive
 from isac_gym.learning.config import AgentConfig
-from isac_gym.learning.networks import name_architecture
+from isac_gym.learning.network import name_architecture
 from isac_gym.learning.pretrained import find_pretrained
 from isac_gym.registry import CHANNELS, CONSTRAINTS, NETWORKS
 from isac_gym.scenario import Scenario

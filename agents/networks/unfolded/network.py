@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from isac_gym.agents.networks.unfolded.downlink import Downlink, StageControls
 from isac_gym.agents.networks.unfolded.stage import advance
 from isac_gym.learning.conditions import Conditions
-from isac_gym.learning.networks import Network
+from isac_gym.learning.network import Network
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.sensing.coarse import CoarseSensing, ExactSensing, Sensing

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from isac_gym.channels import ChannelModel
 from isac_gym.learning.conditions import Conditions
-from isac_gym.learning.networks import Network
+from isac_gym.learning.network import Network
 from isac_gym.solvers.price import Prices, settle_prices
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem
