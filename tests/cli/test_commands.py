@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,13 +15,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import console_script, failed, run, succeeded
 
 from isac_gym.agents import PRESETS as AGENT_PRESETS
 from isac_gym.agents import PrimalDual, TransferBeamforming
 from isac_gym.baselines import MRT
 from isac_gym.channels import RicianChannel
-from isac_gym.cli import app
 from isac_gym.evaluation import compare
 from isac_gym.learning.agent import LearningAgent
 from isac_gym.registry import AGENTS, CHANNELS, CONSTRAINTS, EXPERIMENTS, NETWORKS
@@ -61,36 +59,9 @@ def make(**changes: Any) -> gym.Env[Any, Any]:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory; what commands add to the import path is forgotten."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
-
-
-def run(*arguments: str) -> Result:
-    # Exceptions other than SystemExit must show as what they are: tracebacks for the user.
-    return CliRunner().invoke(app, list(arguments))
-
-
-def succeeded(result: Result) -> str:
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def failed(result: Result, *expected: str) -> None:
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    assert result.exit_code == 2, result.output
-    text = " ".join(result.output.split())
-    assert "Traceback" not in text
-    for part in expected:
-        assert part in text
-
-
-def console_script() -> str:
-    script = shutil.which("isac-gym", path=str(Path(sys.executable).parent))
-    if script is None:
-        pytest.skip("the console script is not installed")
-    return script
 
 
 def test_compare_writes_table_settings_and_picture(folder: Path) -> None:

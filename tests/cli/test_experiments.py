@@ -14,12 +14,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import failed, run, succeeded
 
 from isac_gym import Scenario
 from isac_gym.agents import PrimalDual
 from isac_gym.baselines import RZF
-from isac_gym.cli import app
 from isac_gym.evaluation import judging
 from isac_gym.experiments import run_experiment
 from isac_gym.experiments.tradeoff import TradeOff
@@ -65,9 +64,8 @@ LABELS = ("labels", "rzf", "--count", "5", "--shard-size", "2")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory; what commands add to the import path is forgotten."""
+    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     # Without the repeated calls that only measure time, two seconds a point.
     monkeypatch.setattr(judging, "_measure_latency", lambda *_: 1e-3)
     return tmp_path
@@ -75,24 +73,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
     return gym.make("ISAC-MISO-v0", **{**SMALL, **changes})
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def succeeded(result: Result) -> str:
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
-def failed(result: Result, *expected: str) -> None:
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    assert result.exit_code == 2, result.output
-    text = " ".join(result.output.split())
-    assert "Traceback" not in text
-    for part in expected:
-        assert part in text
 
 
 def contents(path: Path) -> dict[str, bytes]:
