@@ -82,8 +82,7 @@ class Registry:
 
     def entries(self) -> dict[str, Entry]:
         """All entries by name: the package's, those of imported modules, those installed."""
-        found = {**self._read_own(), **self._imported}
-        ranked = {entry.name: entry for entry in sorted(found.values(), key=lambda e: e.rank)}
+        ranked = self._list_known()
         for point in find_installed(self.group, tuple(sys.path)):
             if point.name not in ranked:
                 package = "" if point.dist is None else f" {point.dist.name}"
@@ -95,6 +94,10 @@ class Registry:
                 )
         return ranked
 
+    def list_defaults(self) -> list[str]:
+        """Names that are used unless something is chosen: none of installed packages is."""
+        return [name for name, entry in self._list_known().items() if entry.is_default]
+
     def names(self) -> list[str]:
         """All names."""
         return list(self.entries())
@@ -105,7 +108,9 @@ class Registry:
         Raises:
             ValueError: If there is no such name; the message lists the known ones.
         """
-        known = self.entries()
+        known = self._list_known()
+        if name not in known:  # only then is it worth looking through what is installed
+            known = self.entries()
         if name in known:
             return known[name]
         if ":" in name:
@@ -208,6 +213,11 @@ class Registry:
         target = target or own
         reference = bool(getattr(found, "is_reference", False))
         return Entry(target, "", target, learns=hasattr(found, "learn"), is_reference=reference)
+
+    def _list_known(self) -> dict[str, Entry]:
+        """The entries of the package and of imported modules, by rank."""
+        found = {**self._read_own(), **self._imported}
+        return {entry.name: entry for entry in sorted(found.values(), key=lambda e: e.rank)}
 
     def _read_own(self) -> dict[str, Entry]:
         return read_declarations(self._folders, self._decorators)

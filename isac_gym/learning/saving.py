@@ -126,7 +126,7 @@ class _Saved:
         """An environment like that which the agent was saved for."""
         import gymnasium as gym
 
-        always = {name for name, entry in CONSTRAINTS.entries().items() if entry.is_default}
+        always = CONSTRAINTS.list_defaults()
         chosen = [each for each in self.constraints if each.get("name") not in always]
         model = CHANNELS.restore(self.channel_model)
         if not isinstance(model, ChannelModel):

@@ -160,8 +160,7 @@ def resolve_constraints(
     """
     if isinstance(chosen, (str, Constraint)) or not isinstance(chosen, Iterable):
         raise TypeError(f"constraints must be a sequence of constraints or names, got {chosen!r}")
-    entries = CONSTRAINTS.entries().items()
-    always: list[Constraint] = [CONSTRAINTS.make(name) for name, e in entries if e.is_default]
+    always: list[Constraint] = [CONSTRAINTS.load(name)() for name in CONSTRAINTS.list_defaults()]
     always = [constraint for constraint in always if constraint.applies(scenario)]
     added: list[Constraint] = []
     for given in chosen:
