@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= dev,fast,rl,solvers,tensorboard
+EXTRAS ?= dev,fast,marl,rl,solvers,tensorboard
 JOBS   ?= 2
 ARGS   ?=
 

@@ -41,6 +41,17 @@ def bench_batched(benchmark: Any, num_envs: int) -> None:
     _state_rate(benchmark, num_envs)
 
 
+def bench_batched_stations(benchmark: Any) -> None:
+    """The batched environment with three stations; a step of one environment is a step of all."""
+    num_envs = 1024
+    envs = gym.make_vec("ISAC-MISO-v0", num_envs=num_envs, scenario="three-cells")
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+    actions = envs.action_space.sample()
+    benchmark.pedantic(envs.step, (actions,), rounds=8, warmup_rounds=3)
+    _state_rate(benchmark, num_envs)
+
+
 def bench_loop_of_environments(benchmark: Any) -> None:
     """Sixty-four single environments in Gymnasium's SyncVectorEnv, for comparison."""
     envs = gym.make_vec("ISAC-MISO-v0", num_envs=64, vectorization_mode="sync")

@@ -1,7 +1,8 @@
 """isac-gym: integrated sensing and communication as a Gymnasium environment.
 
-Importing the package registers the environment ids with Gymnasium and nothing else: torch is
-loaded when an environment is made, Stable-Baselines3 only by what needs it.
+Importing the package registers the environment ids with Gymnasium and PettingZoo and nothing else:
+torch is loaded when an environment is made, Stable-Baselines3 and PettingZoo only by what needs
+them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as _gymnasium
 
+from isac_gym.envs.registration import register_with_pettingzoo as _register_with_pettingzoo
+
 if TYPE_CHECKING:
     from isac_gym.channels.base import ChannelModel
     from isac_gym.channels.gauss_markov import GaussMarkovChannel
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from isac_gym.channels.recorded import FileChannels
     from isac_gym.channels.rician import RicianChannel
     from isac_gym.envs.batched import ISACVectorEnv
+    from isac_gym.envs.parallel import ISACParallelEnv
     from isac_gym.envs.single import ISACEnv
     from isac_gym.scenario import Scenario
 
@@ -32,6 +36,7 @@ __all__ = [
     "RicianChannel",
     "Scenario",
     "__version__",
+    "parallel_env",
 ]
 
 try:
@@ -57,6 +62,23 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def parallel_env(**settings: Any) -> ISACParallelEnv:
+    """Make ``ISAC-MultiCell-v0``, PettingZoo's parallel environment with one agent a station.
+
+    Args:
+        **settings: Arguments of :class:`~isac_gym.envs.parallel.ISACParallelEnv`.
+
+    Returns:
+        The environment.
+
+    Raises:
+        ImportError: If PettingZoo is not installed (extra ``marl``).
+    """
+    from isac_gym.envs.parallel import ISACParallelEnv
+
+    return ISACParallelEnv(**settings)
+
+
 def __dir__() -> list[str]:
     return sorted(__all__)
 
@@ -66,3 +88,4 @@ _gymnasium.register(
     entry_point="isac_gym.envs.single:ISACEnv",
     vector_entry_point="isac_gym.envs.batched:ISACVectorEnv",
 )
+_register_with_pettingzoo()

@@ -8,6 +8,7 @@ that needs them, whether the sensing threshold can be reached at all, is made by
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -17,6 +18,7 @@ __all__ = [
     "PRESETS",
     "Control",
     "CrossCorrelation",
+    "Layout",
     "PowerLimit",
     "PrecoderDirections",
     "Radar",
@@ -31,6 +33,7 @@ Radar: TypeAlias = Literal["learned", "fixed"]
 PowerLimit: TypeAlias = Literal["project", "cost"]
 Scheduling: TypeAlias = Literal["all", "contention"]
 CrossCorrelation: TypeAlias = Literal["grid_abs", "grid_sq", "target_sq"]
+Layout: TypeAlias = Literal["uniform", "hexagonal", "line"]
 Angles: TypeAlias = tuple[float, ...]
 
 GRID_STEP_DEG: Final = 1.0
@@ -67,7 +70,8 @@ class Scenario:
             falls between two directions of the 1-degree grid is an error.
         comm_power: Communication power budget P_C of a station, in W.
         radar_power: Radar power P_R of a station, in W, split evenly over its radar antennas.
-        snr_db: P_C / N0 in dB; defines the noise power N0.
+        snr_db: P_C / N0 in dB; defines the noise power N0. With a layout that has distances it is
+            the SNR at the edge of a cell (at ``cell_radius``) without shadowing.
         sensing_threshold: Largest allowed sensing loss (epsilon in equation (10)).
         cross_correlation: Form of the cross-correlation term: ``"grid_abs"`` is equation (9),
             ``"grid_sq"`` squares it, ``"target_sq"`` squares it over pairs of target directions.
@@ -89,7 +93,21 @@ class Scenario:
         csi_error_variance: Variance of the error of the observed channel estimate, relative to
             the mean power of the link. 0 is perfect channel knowledge.
         num_cells: Base stations J, each with its own K users.
-        intercell_gain: Mean power of a path from a station to a user of another cell.
+        intercell_gain: Mean power of a path from a station to a user of another cell, with
+            ``layout="uniform"``; without effect in the other layouts.
+        layout: ``"uniform"``: paths within a cell have the mean power 1, those between cells
+            ``intercell_gain``. ``"hexagonal"`` and ``"line"``: stations on a hexagonal grid (from
+            the centre outwards) or along a line, users at random in their cells for the length of
+            an episode, and the mean power of a path of length d is
+            (d/cell_radius)^(-path_loss_exponent)·10^(s/10), s being its shadowing in dB. The
+            following fields are without effect with ``"uniform"``.
+        cell_radius: Radius R of a cell, in m: that of the corners of a hexagon, whose neighbours
+            are √3·R apart, or that of a disc along the line, whose neighbours are 2·R apart.
+        least_distance: Smallest distance of a user from any station, in m; smaller than the
+            inradius of a cell.
+        path_loss_exponent: Exponent of the path gain's fall with distance.
+        shadowing_std_db: Standard deviation of the log-normal shadowing, in dB, independent for
+            each path from a station to a user.
         episode_length: Coherence blocks an episode, which ends by truncation.
 
     Raises:
@@ -118,6 +136,11 @@ class Scenario:
     csi_error_variance: float = 0.0
     num_cells: int = 1
     intercell_gain: float = 0.1
+    layout: Layout = "uniform"
+    cell_radius: float = 250.0
+    least_distance: float = 25.0
+    path_loss_exponent: float = 3.7
+    shadowing_std_db: float = 6.0
     episode_length: int = 10
 
     def __post_init__(self) -> None:
@@ -132,9 +155,21 @@ class Scenario:
             ("episode_length", 1),
         ):
             put(name, check_integer(name, getattr(self, name), minimum))
-        for name in ("antenna_spacing", "comm_power", "radar_power", "sensing_threshold"):
+        for name in (
+            "antenna_spacing",
+            "comm_power",
+            "radar_power",
+            "sensing_threshold",
+            "cell_radius",
+            "least_distance",
+        ):
             put(name, check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0))
-        for name in ("csi_error_variance", "intercell_gain"):
+        for name in (
+            "csi_error_variance",
+            "intercell_gain",
+            "path_loss_exponent",
+            "shadowing_std_db",
+        ):
             put(
                 name,
                 check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0),
@@ -146,6 +181,7 @@ class Scenario:
             ("radar", Radar),
             ("power_limit", PowerLimit),
             ("scheduling", Scheduling),
+            ("layout", Layout),
         ):
             put(name, check_choice(name, getattr(self, name), alias))
 
@@ -182,6 +218,15 @@ class Scenario:
                 f"num_comm_antennas={self.num_comm_antennas} (zero-forcing needs K <= M_C)",
             )
         put("target_angles_deg", self._check_targets())
+        if self.is_geometric:
+            inradius = self.cell_radius * (math.sqrt(0.75) if self.layout == "hexagonal" else 1.0)
+            if self.least_distance >= inradius:
+                raise not_allowed(
+                    "least_distance",
+                    self.least_distance,
+                    f"less than {inradius:g} m, the inradius of a cell with "
+                    f"layout={self.layout!r} and cell_radius={self.cell_radius:g}",
+                )
 
     def _check_targets(self) -> Angles | tuple[Angles, ...]:
         name = "target_angles_deg"
@@ -235,6 +280,11 @@ class Scenario:
     def is_time_correlated(self) -> bool:
         """Whether consecutive blocks of the default channel model depend on each other."""
         return self.doppler is not None
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether stations and users have positions, and the users theirs for an episode."""
+        return self.layout != "uniform"
 
     def replace(self, **changes: Any) -> Scenario:
         """Return a copy with some fields changed.
@@ -336,17 +386,23 @@ def _to_lists(value: tuple[Any, ...]) -> list[Any]:
     return [_to_lists(entry) if isinstance(entry, tuple) else entry for entry in value]
 
 
+_THREE_CELLS: Final = Scenario(
+    num_cells=3,
+    target_angles_deg=((-40.0, 0.0, 40.0), (-70.0, 0.0, 40.0), (-50.0, 0.0, 70.0)),
+)
+
 PRESETS: Final[Mapping[str, Scenario]] = {
     "paper": Scenario(),
     "power": Scenario(control="power"),
     "dense": Scenario(num_users=12),
-    "multicell": Scenario(
-        num_cells=3,
-        target_angles_deg=((-40.0, 0.0, 40.0), (-70.0, 0.0, 40.0), (-50.0, 0.0, 70.0)),
-    ),
+    "three-cells": _THREE_CELLS,
+    "multicell": _THREE_CELLS,
+    "hexagonal": Scenario(num_cells=7, layout="hexagonal"),
 }
 """Named scenarios: ``paper`` (the default), ``power`` (power control along MRT directions),
-``dense`` (as many users as communication antennas), ``multicell`` (three stations)."""
+``dense`` (as many users as communication antennas), ``three-cells`` (three stations, each with
+targets of its own; ``multicell`` is the same), ``hexagonal`` (a station and the six around it,
+users at random distances)."""
 
 
 def resolve_scenario(scenario: Scenario | str | None, overrides: Mapping[str, Any]) -> Scenario:

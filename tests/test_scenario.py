@@ -91,6 +91,11 @@ REJECTED: dict[str, list[tuple[Any, ...]]] = {
     "csi_error_variance": [*number_rejections(NONNEGATIVE, -0.1), (None, NONNEGATIVE)],
     "num_cells": integer_rejections(1),
     "intercell_gain": [*number_rejections(NONNEGATIVE, -0.1), (None, NONNEGATIVE)],
+    "layout": choice_rejections("uniform", "hexagonal", "line"),
+    "cell_radius": [*number_rejections(POSITIVE, 0.0, -250.0), (None, POSITIVE)],
+    "least_distance": [*number_rejections(POSITIVE, 0.0, -25.0), (None, POSITIVE)],
+    "path_loss_exponent": [*number_rejections(NONNEGATIVE, -3.7), (None, NONNEGATIVE)],
+    "shadowing_std_db": [*number_rejections(NONNEGATIVE, -6.0), (None, NONNEGATIVE)],
     "episode_length": integer_rejections(1),
 }
 
@@ -138,6 +143,13 @@ ACCEPTED: list[dict[str, Any]] = [
     {"csi_error_variance": 0},
     {"intercell_gain": 0.0},
     {"intercell_gain": 2.0},
+    *({"layout": layout} for layout in ("uniform", "hexagonal", "line")),
+    {"layout": "hexagonal", "least_distance": 216.5},  # √3/2·250 = 216.506…
+    {"layout": "line", "least_distance": 249.9},
+    {"layout": "line", "num_cells": 19, "cell_radius": 26.0},
+    {"cell_radius": 10.0},  # of no effect without distances
+    {"path_loss_exponent": 0.0},
+    {"shadowing_std_db": 0},
     {"episode_length": 1},
     *({"cross_correlation": form} for form in ("grid_abs", "grid_sq", "target_sq")),
     *({"control": control} for control in ("power", "amplitude", "beamforming")),
@@ -165,6 +177,24 @@ def test_zero_forcing_needs_no_more_users_than_antennas() -> None:
     with pytest.raises(ValueError, match=r"^precoder_directions must be") as error:
         Scenario(control="power", precoder_directions="zf", num_users=5, num_comm_antennas=4)
     for part in ("'mrt' or 'rzf'", "num_users=5", "num_comm_antennas=4", "got 'zf'"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "radius", "least", "inradius"),
+    [
+        ("hexagonal", 250.0, 216.6, "216.506"),
+        ("hexagonal", 10.0, 25.0, "8.66025"),
+        ("line", 250.0, 250.0, "250"),
+        ("line", 20.0, 25.0, "20"),
+    ],
+)
+def test_least_distance_must_leave_room_in_the_cell(
+    layout: Any, radius: float, least: float, inradius: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^least_distance must be less than") as error:
+        Scenario(layout=layout, cell_radius=radius, least_distance=least)
+    for part in (f"than {inradius} m", repr(layout), f"cell_radius={radius:g}", f"got {least}"):
         assert part in str(error.value)
 
 
@@ -199,6 +229,9 @@ EXAMPLES: dict[str, Scenario] = {
         radar_streams=np.int32(2),  # type: ignore[arg-type]
         radar_power=np.float32(1.5),  # type: ignore[arg-type]
         target_angles_deg=np.array([-20.0, 30.0]),  # type: ignore[arg-type]
+    ),
+    "line": Scenario(
+        num_cells=4, layout="line", cell_radius=80, least_distance=5, shadowing_std_db=0
     ),
     "lists": Scenario(
         num_cells=2,
@@ -238,6 +271,8 @@ def test_default_scenario() -> None:
     assert (default.antenna_spacing, default.pattern_scale) == (0.5, 1.0)
     assert default.cross_correlation == "grid_abs"
     assert default.num_cells == 1
+    assert default.layout == "uniform"
+    assert not default.is_geometric
 
 
 def test_multicell_preset_has_the_targets_of_its_stations() -> None:
@@ -246,6 +281,23 @@ def test_multicell_preset_has_the_targets_of_its_stations() -> None:
     assert preset.intercell_gain == 0.1
     expected = ((-40.0, 0.0, 40.0), (-70.0, 0.0, 40.0), (-50.0, 0.0, 70.0))
     assert preset.targets_by_cell == expected
+    assert Scenario.preset("three-cells") == preset
+
+
+def test_hexagonal_preset_is_a_station_with_six_around_it() -> None:
+    preset = Scenario.preset("hexagonal")
+    assert (preset.num_cells, preset.layout, preset.is_geometric) == (7, "hexagonal", True)
+    assert preset.targets_by_cell == ((-70.0, 0.0, 40.0),) * 7
+    assert preset.replace(num_cells=1, layout="uniform") == Scenario()
+
+
+def test_what_was_saved_before_there_were_layouts_is_uniform() -> None:
+    new = {"layout", "cell_radius", "least_distance", "path_loss_exponent", "shadowing_std_db"}
+    for name in ("paper", "multicell"):
+        preset = Scenario.preset(name)
+        values = {key: value for key, value in preset.to_dict().items() if key not in new}
+        assert len(values) == len(preset.to_dict()) - 5
+        assert Scenario.from_dict(values) == preset
 
 
 def test_unknown_preset_is_refused() -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from isac_gym.scenario import Scenario
+from isac_gym.scenario import Layout, Scenario
 
 __all__ = ["ChannelModel", "Complex", "Deployment", "draw_complex_normal", "scale_between_cells"]
 
@@ -26,7 +26,12 @@ class Deployment:
         num_radar_antennas: M_R.
         num_comm_antennas: M_C.
         antenna_spacing: Element spacing in wavelengths.
-        intercell_gain: Mean power β of the paths between a station and another cell's users.
+        intercell_gain: Mean power β of the paths between a station and another cell's users, with
+            the layout ``"uniform"``.
+        layout: How stations and users stand.
+        gains: Mean power of each path of each realisation, float32 (n, J, J, K) for [station, cell,
+            user] (or one realisation's, (1, J, J, K), for all); None with the layout ``"uniform"``.
+            It is left out when deployments are compared.
     """
 
     num_cells: int
@@ -35,13 +40,16 @@ class Deployment:
     num_comm_antennas: int
     antenna_spacing: float
     intercell_gain: float
+    layout: Layout = "uniform"
+    gains: npt.NDArray[np.float32] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     @classmethod
     def of(cls, scenario: Scenario) -> Deployment:
-        """The deployment of a scenario."""
-        return cls(
-            **{field.name: getattr(scenario, field.name) for field in dataclasses.fields(cls)}
-        )
+        """The deployment of a scenario, without gains."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "gains"]
+        return cls(**{name: getattr(scenario, name) for name in names})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -51,7 +59,19 @@ class Deployment:
 
     @property
     def amplitude(self) -> npt.NDArray[np.float32]:
-        """Square root of the mean power of each path, shape (J, J, 1, 1)."""
+        """Square root of each path's mean power, (n, J, J, K, 1) with gains, else (J, J, 1, 1).
+
+        Raises:
+            ValueError: If the layout needs gains and there are none.
+        """
+        if self.gains is not None:
+            root: npt.NDArray[np.float32] = np.sqrt(self.gains)
+            return root[..., None]
+        if self.layout != "uniform":
+            raise ValueError(
+                f"gains must be given with layout={self.layout!r}, got None; a ChannelProcess "
+                "draws them when it starts"
+            )
         gain = np.full((self.num_cells, self.num_cells), self.intercell_gain)
         np.fill_diagonal(gain, 1.0)
         amplitude: npt.NDArray[np.float32] = np.sqrt(gain).astype(np.float32)
@@ -105,5 +125,18 @@ class ChannelModel(ABC):
 
 
 def scale_between_cells(channels: Complex, deployment: Deployment) -> Complex:
-    """Give paths between cells their mean power β; channels are complex64 (n, J, J, K, M)."""
-    return channels if deployment.num_cells == 1 else channels * deployment.amplitude
+    """Give paths of mean power 1 that of the deployment: its gains, or β between cells.
+
+    Args:
+        channels: complex64 array (n, J, J, K, M).
+        deployment: Dimensions and gains.
+
+    Returns:
+        complex64 array of the same shape; the same array if nothing is to be scaled.
+
+    Raises:
+        ValueError: If the layout needs gains and there are none.
+    """
+    if deployment.num_cells == 1 and deployment.layout == "uniform" and deployment.gains is None:
+        return channels
+    return channels * deployment.amplitude

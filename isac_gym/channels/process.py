@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,11 @@ from isac_gym.channels.base import (
     Deployment,
     draw_complex_normal,
     scale_between_cells,
+)
+from isac_gym.channels.placement import (
+    check_user_positions,
+    draw_path_gains,
+    draw_user_positions,
 )
 from isac_gym.scenario import Scenario
 
@@ -45,52 +51,138 @@ def observe_channels(
 class ChannelProcess:
     """The channels of n environments over time, true and as observed.
 
+    With a layout other than ``"uniform"`` an episode begins with the positions of its users and the
+    gains of the paths to them, which are drawn before the first block and kept until the next
+    episode. With ``"uniform"`` there are none, and nothing is drawn for them.
+
     Args:
         model: How channels are drawn.
         scenario: Dimensions, gains and the variance of the estimate's error.
         num: Environments n.
 
     Attributes:
+        deployment: What the model is told, with the current gains.
         channels: True channels, complex64 (n, J, J, K, M).
         estimates: What the agent observes; the same array if the error variance is 0.
+        positions: Where users stand, float64 (n, J, K, 2), in m; None without positions.
     """
 
     def __init__(self, model: ChannelModel, scenario: Scenario, num: int) -> None:
         self.model = model
         self.deployment = Deployment.of(scenario)
-        self._error_variance = scenario.csi_error_variance
+        self._scenario = scenario
         self.channels: Complex = np.zeros((num, *self.deployment.shape), np.complex64)
         self.estimates = self.channels
+        self.positions: npt.NDArray[np.float64] | None = None
 
-    def start(self, rng: np.random.Generator, where: npt.NDArray[np.bool_] | None = None) -> None:
-        """Draw first blocks, for all environments or those of a mask (n,)."""
+    @property
+    def gains(self) -> npt.NDArray[np.float32] | None:
+        """Mean power of each path, (n, J, J, K) for [station, cell, user]; None if uniform."""
+        return self.deployment.gains
+
+    def start(
+        self,
+        rng: np.random.Generator,
+        where: npt.NDArray[np.bool_] | None = None,
+        positions: npt.ArrayLike | None = None,
+    ) -> None:
+        """Draw first blocks, for all environments or those of a mask (n,).
+
+        Args:
+            rng: The only source of randomness.
+            where: Which environments; None means all.
+            positions: Where the users of these m environments stand, (m, J, K, 2), in m; None draws
+                them.
+
+        Raises:
+            TypeError: If the positions are no real numbers.
+            ValueError: If positions are not allowed, or the mask leaves out an environment whose
+                users have no positions yet.
+        """
+        chosen = np.ones(len(self.channels), np.bool_) if where is None else where
+        if self._scenario.is_geometric and self.positions is None and not chosen.all():
+            raise ValueError("where must be all true as long as users have no positions")
+        num = int(chosen.sum())
+        users, deployment = self._draw_users(rng, num, positions)
+        drawn = self._check_drawn(self.model.draw(rng, num, deployment), num)
         if where is None:
-            self.place(
-                rng, self._check_drawn(self.model.draw(rng, len(self.channels), self.deployment))
-            )
+            self.positions, self.deployment = users, deployment
+            self._set_blocks(rng, drawn)
             return
         channels, estimates = self.channels.copy(), self.estimates.copy()
-        drawn = self.model.draw(rng, int(where.sum()), self.deployment)
-        channels[where] = self._check_drawn(drawn, int(where.sum()))
-        estimates[where] = self._observe(rng, channels[where])
+        channels[where] = drawn
+        estimates[where] = self._observe(rng, drawn, deployment)
         self.channels, self.estimates = channels, estimates
+        if users is not None and deployment.gains is not None:
+            self._replace_users(where, users, deployment.gains)
 
     def advance(self, rng: np.random.Generator) -> None:
-        """Draw the next block of every environment."""
-        self.place(rng, self._check_drawn(self.model.advance(rng, self.channels, self.deployment)))
+        """Draw the next block of every environment; users stay where they are."""
+        drawn = self.model.advance(rng, self.channels, self.deployment)
+        self._set_blocks(rng, self._check_drawn(drawn, len(self.channels)))
 
-    def place(self, rng: np.random.Generator, channels: Complex) -> None:
-        """Make ``channels`` the current block and draw its estimate."""
+    def place(
+        self, rng: np.random.Generator, channels: Complex, positions: npt.ArrayLike | None = None
+    ) -> None:
+        """Make ``channels`` the first block of all environments and draw its estimate.
+
+        Args:
+            rng: The only source of randomness.
+            channels: True channels, complex64 (n, J, J, K, M).
+            positions: Where users stand, (n, J, K, 2), in m; None draws them where the layout has
+                positions. The gains that follow are those of the estimate's error and of the blocks
+                to come.
+
+        Raises:
+            TypeError: If the positions are no real numbers.
+            ValueError: If positions are not allowed.
+        """
+        self.positions, self.deployment = self._draw_users(rng, len(channels), positions)
+        self._set_blocks(rng, channels)
+
+    def _draw_users(
+        self, rng: np.random.Generator, num: int, positions: npt.ArrayLike | None
+    ) -> tuple[npt.NDArray[np.float64] | None, Deployment]:
+        """Positions (num, J, K, 2), and the deployment with their gains."""
+        if positions is None and not self._scenario.is_geometric:
+            return None, self.deployment
+        if positions is None:
+            users = draw_user_positions(rng, num, self._scenario)
+        else:
+            users = check_user_positions(positions, self._scenario, (num,))
+        gains = draw_path_gains(rng, users, self._scenario)
+        return users, dataclasses.replace(self.deployment, gains=gains)
+
+    def _replace_users(
+        self,
+        where: npt.NDArray[np.bool_],
+        users: npt.NDArray[np.float64],
+        gains: npt.NDArray[np.float32],
+    ) -> None:
+        """Positions and gains of the environments of a mask; arrays handed out stay as they are."""
+        if self.positions is not None and self.gains is not None:
+            kept, held = self.positions.copy(), self.gains.copy()
+            kept[where], held[where] = users, gains
+            users, gains = kept, held
+        self.positions, self.deployment = users, dataclasses.replace(self.deployment, gains=gains)
+
+    def _forget_users(self) -> None:
+        """Drop positions and gains: the blocks to come belong to no episode of this process."""
+        self.positions, self.deployment = None, dataclasses.replace(self.deployment, gains=None)
+
+    def _set_blocks(self, rng: np.random.Generator, channels: Complex) -> None:
         self.channels = channels
-        self.estimates = self._observe(rng, channels)
+        self.estimates = self._observe(rng, channels, self.deployment)
 
-    def _check_drawn(self, drawn: Complex, num: int | None = None) -> Complex:
-        shape = (len(self.channels) if num is None else num, *self.deployment.shape)
+    def _check_drawn(self, drawn: Complex, num: int) -> Complex:
+        shape = (num, *self.deployment.shape)
         if np.shape(drawn) != shape:
             raise ValueError(
                 f"{self.model!r} must draw channels of shape {shape}, got {np.shape(drawn)}"
             )
         return drawn.astype(np.complex64, copy=False)
 
-    def _observe(self, rng: np.random.Generator, channels: Complex) -> Complex:
-        return observe_channels(rng, channels, self.deployment, self._error_variance)
+    def _observe(
+        self, rng: np.random.Generator, channels: Complex, deployment: Deployment
+    ) -> Complex:
+        return observe_channels(rng, channels, deployment, self._scenario.csi_error_variance)

@@ -105,11 +105,18 @@ def scenarios() -> None:
     for name in Scenario.field_names():
         values = [getattr(preset, name) for preset in PRESETS.values()]
         shown = [
-            str(value) if index == 0 or value != values[0] else "·"
+            _show_value(value) if index == 0 or value != values[0] else "·"
             for index, value in enumerate(values)
         ]
         table.add_row(name, *shown)
     print_table(table)
+
+
+def _show_value(value: object) -> str:
+    """A value as text; sets of angles below each other."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return "\n".join(map(str, value))
+    return str(value)
 
 
 @app.command()

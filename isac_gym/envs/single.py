@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from isac_gym.channels import ChannelModel, Complex, Deployment
+from isac_gym.channels.placement import check_user_positions
 from isac_gym.channels.selection import resolve_channel_model
 from isac_gym.envs.rendering import Renderer
 from isac_gym.scenario import Scenario, resolve_scenario
@@ -37,16 +38,23 @@ def make_spaces(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
     )
 
 
-def take_option(options: dict[str, Any] | None, known: str) -> Any:
-    """The value of the one known option of a reset, or None.
+def take_option(options: dict[str, Any] | None, name: str, *others: str) -> Any:
+    """The value of an option of a reset, or None.
+
+    Args:
+        options: All options.
+        name: Name of this one.
+        *others: Names of the others that there are.
 
     Raises:
-        ValueError: If there are other options.
+        ValueError: If there are further options.
     """
-    unknown = sorted(set(options or {}) - {known})
+    known = (name, *others)
+    unknown = sorted(set(options or {}) - set(known))
     if unknown:
-        raise ValueError(f"options must hold nothing but {known!r}, got {unknown}")
-    return (options or {}).get(known)
+        allowed = " and ".join(map(repr, known))
+        raise ValueError(f"options must hold nothing but {allowed}, got {unknown}")
+    return (options or {}).get(name)
 
 
 def collect_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
@@ -169,23 +177,30 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         Args:
             seed: Seed of all randomness, or None to go on with the current generator.
             options: ``{"channels": H}`` starts from the given channels, complex (K, M) or, with
-                several cells, (J, J, K, M).
+                several cells, (J, J, K, M). ``{"user_positions": P}``, with a layout other than
+                ``"uniform"``, lets the users stand at the given points for the episode, (J, K, 2)
+                in m; shadowing is drawn.
 
         Returns:
             Observation and an empty dictionary.
 
         Raises:
-            TypeError: If the channels are no numbers.
-            ValueError: If the channels have another shape or are not finite, or there is another
-                option.
+            TypeError: If the channels are no numbers, or the positions no real ones.
+            ValueError: If the channels or positions have another shape or are not finite, a user
+                stands closer to a station than ``least_distance``, the layout has no positions, or
+                there is another option.
         """
         super().reset(seed=seed)
-        given = take_option(options, "channels")
-        if given is None:
-            self.simulation.start(self.np_random)
+        channels = take_option(options, "channels", "user_positions")
+        positions = take_option(options, "user_positions", "channels")
+        if positions is not None:
+            name = "options['user_positions']"
+            positions = check_user_positions(positions, self.scenario, name=name)[None]
+        if channels is None:
+            self.simulation.start(self.np_random, positions=positions)
         else:
-            placed = _convert_channels(given, self.simulation.deployment)
-            self.simulation.place(self.np_random, placed[None])
+            given = _convert_channels(channels, self.simulation.deployment)
+            self.simulation.place(self.np_random, given[None], positions)
         self._elapsed = 0
         self._outcome = None
         if self.render_mode == "human":

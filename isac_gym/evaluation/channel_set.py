@@ -22,7 +22,8 @@ class EvaluationSet:
 
     Attributes:
         channels: True channels, complex64 (E, T, J, J, K, M): E episodes of T blocks; T is 1
-            unless the channel model is correlated in time.
+            unless blocks of an episode depend on each other: the channel model is correlated in
+            time, or users have positions, which they keep for an episode.
         estimates: What agents observe, same shape.
         seed: Seed of the set.
         digest: Hash of channels and estimates.
@@ -48,7 +49,8 @@ def evaluation_set(
     Args:
         scenario: Dimensions, gains, quality of the estimates and length of episodes.
         model: How channels are drawn.
-        channels: Number of blocks; rounded up to whole episodes if they are correlated in time.
+        channels: Number of blocks; rounded up to whole episodes if their blocks depend on each
+            other.
         seed: Seed.
 
     Returns:
@@ -59,7 +61,8 @@ def evaluation_set(
     """
     channels = check_integer("channels", channels, 1)
     rng = np.random.default_rng(seed)
-    length = scenario.episode_length if model.is_time_correlated else 1
+    is_dependent = model.is_time_correlated or scenario.is_geometric
+    length = scenario.episode_length if is_dependent else 1
     process = ChannelProcess(model, scenario, math.ceil(channels / length))
     blocks, estimates = [], []
     for block in range(length):

@@ -33,13 +33,14 @@ class Simulation(ChannelProcess):
         self.system = system
 
     def hold(self, channels: Complex, estimates: Complex) -> None:
-        """Make given blocks the current ones.
+        """Make given blocks the current ones, without positions of users or gains.
 
         Args:
             channels: True channels, complex64 (n, J, J, K, M), of any number n.
             estimates: What the agent observes, same shape.
         """
         self.channels, self.estimates = channels, estimates
+        self._forget_users()
 
     def observe(self) -> npt.NDArray[np.float32]:
         """Observations of the current blocks, float32 (n, 2·J·J·K·M)."""

@@ -7,6 +7,7 @@ whatever the seed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -24,7 +25,7 @@ from isac_gym.channels.process import ChannelProcess, observe_channels
 from isac_gym.channels.rayleigh import RayleighChannel
 from isac_gym.channels.recorded import FileChannels
 from isac_gym.channels.rician import RicianChannel
-from isac_gym.channels.selection import make_default_channel_model
+from isac_gym.channels.selection import make_default_channel_model, resolve_channel_model
 from isac_gym.scenario import Scenario
 
 SIGMAS = 5.0
@@ -319,6 +320,46 @@ def test_links_of_a_scenario() -> None:
     )
 
 
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+@pytest.mark.parametrize("deployment", [ONE_CELL, THREE_CELLS], ids=["one cell", "three cells"])
+def test_given_gains_scale_every_path(model: ChannelModel, deployment: Deployment) -> None:
+    """With the same draws, in proportion to the roots; and from block to block as well."""
+    power = rng(9).uniform(0.2, 3.0, (6, *deployment.shape[:3])).astype(np.float32)
+    placed = dataclasses.replace(deployment, gains=power)
+    alike = dataclasses.replace(deployment, gains=np.ones_like(power))
+    np.testing.assert_allclose(placed.amplitude, np.sqrt(power)[..., None], rtol=1e-6)
+    root = np.sqrt(power.astype(np.float64))[..., None]
+    one, other = (model.draw(rng(1), 6, each) for each in (placed, alike))
+    assert one.dtype == np.complex64
+    np.testing.assert_allclose(one, root * other, rtol=1e-5)
+    one, other = (
+        model.advance(rng(2), start, each) for start, each in ((one, placed), (other, alike))
+    )
+    np.testing.assert_allclose(one, root * other, rtol=1e-4, atol=1e-6)
+    # One realisation's gains serve all.
+    shared = dataclasses.replace(deployment, gains=power[:1])
+    drawn = model.draw(rng(1), 6, shared)
+    np.testing.assert_allclose(drawn, root[:1] * model.draw(rng(1), 6, alike), rtol=1e-5)
+
+
+@pytest.mark.parametrize("cells", [1, 2])
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_a_geometric_deployment_draws_nothing_without_gains(
+    model: ChannelModel, cells: int
+) -> None:
+    deployment = Deployment.of(Scenario(num_cells=cells, layout="hexagonal"))
+    assert deployment.gains is None
+    with pytest.raises(ValueError, match=r"gains must be given with layout='hexagonal', got None"):
+        model.draw(rng(), 2, deployment)
+
+
+def test_gains_do_not_tell_deployments_apart() -> None:
+    placed = dataclasses.replace(ONE_CELL, gains=np.ones((4, 1, 1, 2), np.float32))
+    assert placed == ONE_CELL
+    assert hash(placed) == hash(ONE_CELL)
+    assert placed != dataclasses.replace(placed, layout="line")
+
+
 # --- Files -----------------------------------------------------------------------------------
 
 
@@ -434,6 +475,19 @@ def test_dimensions_of_another_scenario_are_refused(tmp_path: Path, shape: tuple
         model.draw(rng(), 1, ONE_CELL)
     assert str(path) in str(error.value)
     assert f"{shape[-2]}, {shape[-1]})" in str(error.value)
+
+
+@pytest.mark.parametrize("layout", ["hexagonal", "line"])
+def test_recorded_channels_have_gains_of_their_own(tmp_path: Path, layout: Any) -> None:
+    path = saved(tmp_path / "some.npy", samples(3, 5, 24))
+    uniform = Scenario()
+    assert isinstance(resolve_channel_model(f"file:{path}", uniform), FileChannels)
+    for model in (f"file:{path}", FileChannels(path)):
+        with pytest.raises(ValueError, match="layout must be 'uniform' with recorded") as error:
+            resolve_channel_model(model, uniform.replace(layout=layout))
+        assert repr(layout) in str(error.value)
+        assert str(path) in str(error.value)
+    resolve_channel_model(RicianChannel(), uniform.replace(layout=layout))
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ MULTICELL = [
     {"scenario": "multicell", "control": "power", "power_limit": "cost"},
     {**SMALL, "num_cells": 2, "scheduling": "contention", "radar": "fixed"},
     {**SMALL, "num_cells": 2, "scheduling": "contention", "power_limit": "cost"},
+    {**SMALL, "num_cells": 3, "layout": "hexagonal"},
+    {**SMALL, "num_cells": 2, "layout": "line", "control": "power", "radar": "fixed"},
 ]
 DEFAULTS = [{}, {"radar_streams": 2}, {"cross_correlation": "grid_sq", "snr_db": 5.0}]
 
@@ -212,8 +214,9 @@ def test_contention_boundary_is_strict() -> None:
         SMALL,
         {**SMALL, "doppler": 0.05, "csi_error_variance": 0.1},
         {**SMALL, "num_cells": 2, "channel_model": RicianChannel()},
+        {**SMALL, "num_cells": 2, "layout": "line", "csi_error_variance": 0.1},
     ],
-    ids=["rayleigh", "doppler-estimate", "rician-cells"],
+    ids=["rayleigh", "doppler-estimate", "rician-cells", "line"],
 )
 def test_same_seed_same_trajectory(settings: dict[str, Any]) -> None:
     def run(seed: int) -> list[Any]:
@@ -375,6 +378,84 @@ def test_reset_starts_from_given_channels(cells: int) -> None:
     given.flat[4] = np.nan
     with pytest.raises(ValueError, match=r"options\['channels'\] must be finite"):
         env.reset(options={"channels": given})
+
+
+def test_reset_lets_users_stand_at_given_points() -> None:
+    """Without scattering and shadowing a path has the power that its length gives it."""
+    env = make(
+        **SMALL,
+        num_cells=2,
+        layout="line",
+        shadowing_std_db=0.0,
+        channel_model=RicianChannel(200.0),
+        episode_length=3,
+    )
+    users = np.array(
+        [[[30.0, 40.0], [-100.0, 0.0], [0.0, 200.0]], [[250.0, 0.0], [500.0, 60.0], [560.0, 80.0]]]
+    )
+    apart = [
+        [[50, 100, 200], [250, np.hypot(500, 60), np.hypot(560, 80)]],
+        [[np.hypot(470, 40), 600, np.hypot(500, 200)], [250, 60, 100]],
+    ]
+    expected = np.repeat((np.array(apart) / 250.0)[..., None] ** -3.7, 9, -1)
+    env.reset(seed=0, options={"user_positions": users})
+    for _ in range(3):
+        np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
+        np.testing.assert_array_equal(env.simulation.positions, users[None])
+        env.step(env.action_space.sample())
+    # The same points as lists; and with channels for the first block.
+    env.reset(options={"user_positions": users.tolist()})
+    np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
+    given = np.ones(env.channels.shape)
+    env.reset(options={"user_positions": users, "channels": given})
+    np.testing.assert_array_equal(env.channels, given)
+    env.step(env.action_space.sample())
+    np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
+    # The next episode's users are drawn.
+    env.reset()
+    assert (np.abs(np.abs(env.channels) ** 2 / expected - 1) > 1e-4).all()
+    users[1, 2] = [500.0, 24.0]
+    with pytest.raises(ValueError, match=r"^options\['user_positions'\] must be at least") as error:
+        env.reset(options={"user_positions": users})
+    for part in ("least_distance=25 m", "user 2 of cell 1 at 24 m from station 1"):
+        assert part in str(error.value)
+    with pytest.raises(
+        ValueError, match=r"options\['user_positions'\] must have shape \(2, 3, 2\)"
+    ):
+        env.reset(options={"user_positions": users[0]})
+    with pytest.raises(TypeError, match=r"options\['user_positions'\] must hold real numbers"):
+        env.reset(options={"user_positions": 1j * users})
+
+
+def test_shadowing_is_drawn_for_given_points() -> None:
+    env = make(**SMALL, num_cells=1, layout="hexagonal")
+    users = np.array([[[30.0, 40.0], [-100.0, 0.0], [0.0, 200.0]]])
+    gains = []
+    for seed in (0, 1, 0):
+        env.reset(seed=seed, options={"user_positions": users})
+        assert env.simulation.gains is not None
+        gains.append(env.simulation.gains)
+    np.testing.assert_array_equal(gains[0], gains[2])
+    assert (gains[0] != gains[1]).all()
+
+
+def test_given_channels_start_an_episode_with_distances() -> None:
+    env = make(**SMALL, num_cells=2, layout="hexagonal", csi_error_variance=0.1)
+    given = np.ones((2, 2, 3, 9), np.complex64)
+    observation, _ = env.reset(seed=0, options={"channels": given})
+    np.testing.assert_array_equal(env.channels, given)
+    assert env.observation_space.contains(observation)
+    assert env.simulation.positions is not None
+    assert env.simulation.positions.shape == (1, 2, 3, 2)
+    env.step(env.action_space.sample())
+
+
+def test_points_for_users_need_a_layout_with_distances() -> None:
+    env = make(**SMALL)
+    with pytest.raises(ValueError, match=r"options\['user_positions'\] must be None with layout"):
+        env.reset(options={"user_positions": np.full((1, 3, 2), 100.0)})
+    with pytest.raises(ValueError, match=r"options must hold nothing but 'channels' and 'user_pos"):
+        env.reset(options={"positions": np.full((1, 3, 2), 100.0)})
 
 
 @pytest.mark.parametrize("channels", ["text", np.array([["a"] * 9] * 3), np.full((3, 9), None)])

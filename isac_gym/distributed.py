@@ -1,0 +1,155 @@
+"""Policies of several stations, each of which decides from its own channels and a few bits.
+
+A station's part is an object of its own. Its functions see the station's local channels and what
+has arrived, and nothing else, so that what it transmits cannot depend on anything else. Between the
+parts an :class:`~isac_gym.system.stations.Exchange` moves bits and counts them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isac_gym.policy import SystemPolicy
+from isac_gym.scenario import Scenario
+from isac_gym.system.downlink import ISACSystem
+from isac_gym.system.stations import Exchange, isolate_station, view_from_stations
+
+__all__ = ["DistributedPolicy", "Memory", "Received", "StationPolicy"]
+
+Memory = dict[str, Any]
+"""What a station's part keeps of its own work between the calls of one block."""
+Received = Sequence[Tensor]
+"""What a station has received, a tensor (n, J-1, L) a round, as :meth:`Exchange.swap` gives it."""
+
+
+class StationPolicy(ABC):
+    """A station's part of a distributed policy: what it tells its neighbours, what it transmits.
+
+    Both are functions of their arguments alone. ``memory`` spares work that was done before in the
+    same block; leaving it out changes nothing but time.
+
+    Args:
+        scenario: The scenario of all stations.
+        station: Index of this one, 0 … J-1; only its targets follow from it.
+        device: Torch device.
+
+    Raises:
+        ValueError: If there is no such station.
+
+    Attributes:
+        scenario: The scenario of all stations.
+        system: The system of this station by itself, with its own targets.
+        message_bits: Bits L of a message to one neighbour in a round; None sends real numbers.
+        rounds: Rounds of messages before the station acts.
+    """
+
+    message_bits: int | None = 0
+    rounds: int = 1
+
+    def __init__(
+        self, scenario: Scenario, station: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.scenario = scenario
+        self.station = station
+        self.system = ISACSystem(isolate_station(scenario, station), device=device)
+
+    def message(
+        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    ) -> Tensor:
+        """What the station tells each neighbour.
+
+        Args:
+            local_csi: Channels from this station to the users of all cells, own cell first, complex
+                (n, J, K, M); see :func:`~isac_gym.system.stations.view_from_stations`.
+            received: What has arrived in the rounds before.
+            memory: Its own work of this block, or None.
+
+        Returns:
+            Tensor (n, J-1, L) with entries -1 and +1; entry p-1 is for the station p places further
+            on. The default has no bits.
+        """
+        return local_csi.real.new_empty(len(local_csi), self.scenario.num_cells - 1, 0)
+
+    @abstractmethod
+    def act(
+        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    ) -> Tensor:
+        """What the station transmits.
+
+        Args:
+            local_csi: As for :meth:`message`.
+            received: What has arrived, a tensor (n, J-1, L) a round.
+            memory: Its own work of this block, or None.
+
+        Returns:
+            This station's part of the action, real (n, A/J) within [-1, 1].
+        """
+
+
+class DistributedPolicy(SystemPolicy):
+    """Stations that act at the same time, each by its own part.
+
+    Args:
+        env: Environment, single, batched or wrapped, whose scenario the policy is for.
+
+    Attributes:
+        stations: The parts, one a station.
+        flip_probability: Probability with which a bit arrives inverted; 0 unless it is set.
+        exchange: What moved the messages of the last call of :meth:`act`; None before.
+    """
+
+    stations: Sequence[StationPolicy]
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.flip_probability = 0.0
+        self.exchange: Exchange | None = None
+
+    @property
+    def bits_per_link(self) -> int | None:
+        """Bits that each station tells each other in a block; None for real numbers."""
+        first = self.stations[0]
+        return None if first.message_bits is None else first.message_bits * first.rounds
+
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """Actions (n, A) for observations (n, N): every station sends, receives and acts."""
+        return self.converse(self.system.codec.channels(observation))
+
+    def converse(self, estimates: Tensor) -> Tensor:
+        """Actions for the channels that the stations know.
+
+        Args:
+            estimates: H as observed, complex (n, J, J, K, M).
+
+        Returns:
+            Real tensor (n, A) within [-1, 1].
+        """
+        first = self.stations[0]
+        exchange = Exchange(
+            self.scenario.num_cells, first.message_bits, flip_probability=self.flip_probability
+        )
+        views = view_from_stations(estimates).unbind(1)
+        memories: list[Memory] = [{} for _ in self.stations]
+        received: list[tuple[Tensor, ...]] = [() for _ in self.stations]
+        for _ in range(first.rounds):
+            sent = [
+                part.message(view, heard, memory)
+                for part, view, heard, memory in zip(
+                    self.stations, views, received, memories, strict=True
+                )
+            ]
+            arrived = exchange.swap(sent)
+            received = [(*heard, new) for heard, new in zip(received, arrived, strict=True)]
+        self.exchange = exchange
+        actions = [
+            part.act(view, heard, memory)
+            for part, view, heard, memory in zip(
+                self.stations, views, received, memories, strict=True
+            )
+        ]
+        return torch.cat(actions, -1)
