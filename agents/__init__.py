@@ -4,6 +4,7 @@ They import from :mod:`isac_gym.learning` and what lies below it; never from the
 they find by name, nor from what judges or runs them.
 """
 
+from isac_gym.agents.distributed import DistributedPrimalDual, load_station
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.primal_dual import NoDual, PrimalDual
 from isac_gym.agents.supervised import Supervised
@@ -13,9 +14,11 @@ from isac_gym.learning.config import PRESETS, AgentConfig
 __all__ = [
     "PRESETS",
     "AgentConfig",
+    "DistributedPrimalDual",
     "NoDual",
     "PrimalDual",
     "Supervised",
     "TransferBeamforming",
     "load_agent",
+    "load_station",
 ]

@@ -71,6 +71,8 @@ class PrimalDual(LearningAgent):
             step_size=config.dual_step_size,
             final_step_size=config.final_dual_step_size,
             grid=self.grid,
+            gain_range=config.gain_range,
+            price_spread=config.price_spread,
         )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import gymnasium as gym
 
 from isac_gym.agents.primal_dual import PrimalDual
 from isac_gym.learning.checkpoint import hash_tensors
+from isac_gym.learning.saving import load_agent_of
 from isac_gym.registry import register_agent
 from isac_gym.validation import not_allowed
 
-__all__ = ["TransferBeamforming"]
+__all__ = ["TransferAgent", "TransferBeamforming"]
+
+_Self = TypeVar("_Self", bound="TransferAgent")
 
 # What inputs, outputs and multipliers mean: the same for both agents.
 _SCENARIO: Final = (
@@ -26,6 +29,151 @@ _SCENARIO: Final = (
     "num_cells",
 )
 _MULTIPLIERS: Final = ("dual_rule", "relative_constraints", "snr_range_db", "threshold_range")
+
+
+class TransferAgent(PrimalDual):
+    """Base of agents whose beamformer takes over a trained power-control agent.
+
+    A subclass says in its constructor, by :meth:`_plan_transfer`, that it does.
+
+    Attributes:
+        source: The power-control agent that was taken over; None if there is none yet.
+        unfreeze: Whether all layers are trained, not the output layers alone.
+    """
+
+    source: PrimalDual | None = None
+    unfreeze: bool = False
+    _source_env: Any = None
+    _is_loaded = False
+
+    def _plan_transfer(
+        self,
+        source: PrimalDual | str | Path | None,
+        preset: str,
+        settings: dict[str, Any],
+        device: str,
+    ) -> None:
+        """Train by transfer, from a given source or one that :meth:`learn` trains before.
+
+        Args:
+            source: Trained power-control agent, its file, or None.
+            preset: Name of the preset of both trainings.
+            settings: Settings changed in both.
+            device: Torch device of the source.
+
+        Raises:
+            ValueError: If the source is no power-control agent of the same dimensions and
+                architecture.
+        """
+        self._preset, self._settings, self._device = preset, settings, device
+        self._source_env = gym.make(
+            "ISAC-MISO-v0",
+            scenario=dataclasses.replace(self.scenario, control="power"),
+            channel_model=self.channel_model,
+            constraints=self.system.chosen_constraints,
+        )
+        if source is not None:
+            if not isinstance(source, PrimalDual):
+                source = self._source_kind().load(source, self._source_env, device=device)
+            self.take_over(source)
+
+    @classmethod
+    def _source_kind(cls) -> type[PrimalDual]:
+        """Class of the power-control agent."""
+        return PrimalDual
+
+    def take_over(self, source: PrimalDual) -> None:
+        """Replace the network by that of a trained agent, with a new output layer.
+
+        Args:
+            source: The power-control agent.
+
+        Raises:
+            ValueError: If it has another control mode, dimensions or architecture.
+        """
+        if source.scenario.control != "power":
+            raise not_allowed("source", source.scenario.control, "an agent of control 'power'")
+        for name in _SCENARIO:
+            theirs, own = getattr(source.scenario, name), getattr(self.scenario, name)
+            if theirs != own:
+                raise ValueError(f"source must be an agent for {name}={own!r}, got {theirs!r}")
+        if source.architecture != self.architecture:
+            raise ValueError(
+                f"source must be an agent of architecture {self.architecture!r}, got "
+                f"{source.architecture!r}"
+            )
+        priced = "none" not in (source.config.dual_rule, self.config.dual_rule)
+        for name in _MULTIPLIERS if priced else ():
+            theirs, own = getattr(source.config, name), getattr(self.config, name)
+            if theirs != own:
+                raise ValueError(f"source must be an agent with {name}={own!r}, got {theirs!r}")
+        new, given = self.network.state_dict(), source.network.state_dict()
+        outputs = self._list_outputs()
+        hidden = set(new) - outputs
+        if set(given) != set(new) or any(given[n].shape != new[n].shape for n in hidden):
+            raise ValueError(
+                "source must be an agent with layers of the same sizes, got "
+                f"options={source.config.options!r}"
+            )
+        codec = self.system.codec
+        kept = codec.radar_size + codec.access_size
+        for name in hidden:
+            new[name] = given[name].clone()
+        if self.network.outputs_are_actions and kept:
+            for name in outputs:
+                # What follows the precoder in a station's part of an action means what it meant.
+                part = given[name].unflatten(0, (-1, source.system.codec.station_size))
+                new[name].unflatten(0, (-1, codec.station_size))[:, -kept:] = part[:, -kept:]
+        self.network.load_state_dict(new)
+        self.source = source
+        if priced:
+            self.multipliers.load_state_dict(source.multipliers.state_dict())
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Let only those parameters require a gradient that are trained."""
+        outputs = self._list_outputs()
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(self.unfreeze or name in outputs)
+
+    @classmethod
+    def load(cls: type[_Self], path: str | Path, env: Any = None, *, device: str = "auto") -> _Self:
+        """See :meth:`LearningAgent.load`; a further training goes on from the saved weights."""
+        agent = load_agent_of(cls, path, env, device)
+        agent._is_loaded = True
+        return agent
+
+    def _identify(self) -> dict[str, Any]:
+        source = hash_tensors({} if self.source is None else self.source.network.state_dict())
+        return {**super()._identify(), "unfreeze": self.unfreeze, "source": source}
+
+    def _list_outputs(self) -> set[str]:
+        """Names of the parameters of the output layers."""
+        own = {id(value) for layer in self.network.output_layers() for value in layer.parameters()}
+        return {name for name, value in self.network.named_parameters() if id(value) in own}
+
+    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+        """Train the source if there is none yet, and take it over."""
+        if self._source_env is None:
+            return
+        if self.source is None and not self._is_loaded:
+            agent = self._source_kind()(
+                self._source_env,
+                self._preset,
+                seed=self.seed,
+                device=self._device,
+                **self._settings,
+            )
+            agent.title = f"{self.title}: power control"
+            own = None
+            if checkpoint is not None:
+                own = checkpoint.with_suffix(".source.zip")
+                self._companions.add(own)
+            agent.learn(
+                progress_bar=progress_bar, checkpoint=own, checkpoint_every=checkpoint_every
+            )
+            self.take_over(agent)
+        self._freeze()
 
 
 @register_agent(
@@ -46,7 +194,7 @@ _MULTIPLIERS: Final = ("dual_rule", "relative_constraints", "snr_range_db", "thr
     is_default=False,
     rank=69,
 )
-class TransferBeamforming(PrimalDual):
+class TransferBeamforming(TransferAgent):
     """A beamformer that takes over a trained power-control agent and learns a new output layer.
 
     The output layer is replaced by a new linear one, of 2·M_C·K elements for the precoder; where
@@ -91,109 +239,4 @@ class TransferBeamforming(PrimalDual):
         if not isinstance(unfreeze, bool):
             raise not_allowed("unfreeze", unfreeze, "True or False")
         self.unfreeze = unfreeze
-        self._preset, self._settings, self._device = preset, settings, device
-        self._source_env = gym.make(
-            "ISAC-MISO-v0",
-            scenario=dataclasses.replace(self.scenario, control="power"),
-            channel_model=self.channel_model,
-            constraints=self.system.chosen_constraints,
-        )
-        self.source: PrimalDual | None = None
-        self._is_loaded = False
-        if source is not None:
-            if not isinstance(source, PrimalDual):
-                source = PrimalDual.load(source, self._source_env, device=device)
-            self.take_over(source)
-
-    def take_over(self, source: PrimalDual) -> None:
-        """Replace the network by that of a trained agent, with a new output layer.
-
-        Args:
-            source: The power-control agent.
-
-        Raises:
-            ValueError: If it has another control mode, dimensions or architecture.
-        """
-        if source.scenario.control != "power":
-            raise not_allowed("source", source.scenario.control, "an agent of control 'power'")
-        for name in _SCENARIO:
-            theirs, own = getattr(source.scenario, name), getattr(self.scenario, name)
-            if theirs != own:
-                raise ValueError(f"source must be an agent for {name}={own!r}, got {theirs!r}")
-        if source.architecture != self.architecture:
-            raise ValueError(
-                f"source must be an agent of architecture {self.architecture!r}, got "
-                f"{source.architecture!r}"
-            )
-        priced = "none" not in (source.config.dual_rule, self.config.dual_rule)
-        for name in _MULTIPLIERS if priced else ():
-            theirs, own = getattr(source.config, name), getattr(self.config, name)
-            if theirs != own:
-                raise ValueError(f"source must be an agent with {name}={own!r}, got {theirs!r}")
-        new, given = self.network.state_dict(), source.network.state_dict()
-        outputs = self._list_outputs()
-        hidden = set(new) - outputs
-        if set(given) != set(new) or any(given[n].shape != new[n].shape for n in hidden):
-            raise ValueError(
-                "source must be an agent with layers of the same sizes, got "
-                f"options={source.config.options!r}"
-            )
-        codec, cells = self.system.codec, self.scenario.num_cells
-        kept = codec.radar_size + codec.access_size
-        for name in hidden:
-            new[name] = given[name].clone()
-        if self.architecture == "direct" and kept:
-            for name in outputs:
-                # What follows the precoder in a station's part of an action means what it meant.
-                part = given[name].unflatten(0, (cells, -1))
-                new[name].unflatten(0, (cells, -1))[:, -kept:] = part[:, -kept:]
-        self.network.load_state_dict(new)
-        self.source = source
-        if priced:
-            self.multipliers.load_state_dict(source.multipliers.state_dict())
-        self._freeze()
-
-    def _freeze(self) -> None:
-        """Let only those parameters require a gradient that are trained."""
-        outputs = self._list_outputs()
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(self.unfreeze or name in outputs)
-
-    @classmethod
-    def load(
-        cls, path: str | Path, env: Any = None, *, device: str = "auto"
-    ) -> TransferBeamforming:
-        """See :meth:`LearningAgent.load`; a further training goes on from the saved weights."""
-        agent = super().load(path, env, device=device)
-        agent._is_loaded = True
-        return agent
-
-    def _identify(self) -> dict[str, Any]:
-        source = hash_tensors({} if self.source is None else self.source.network.state_dict())
-        return {**super()._identify(), "unfreeze": self.unfreeze, "source": source}
-
-    def _list_outputs(self) -> set[str]:
-        """Names of the parameters of the output layers."""
-        own = {id(value) for layer in self.network.output_layers() for value in layer.parameters()}
-        return {name for name, value in self.network.named_parameters() if id(value) in own}
-
-    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
-        """Train the source if there is none yet, and take it over."""
-        if self.source is None and not self._is_loaded:
-            agent = PrimalDual(
-                self._source_env,
-                self._preset,
-                seed=self.seed,
-                device=self._device,
-                **self._settings,
-            )
-            agent.title = f"{self.title}: power control"
-            own = None
-            if checkpoint is not None:
-                own = checkpoint.with_suffix(".source.zip")
-                self._companions.add(own)
-            agent.learn(
-                progress_bar=progress_bar, checkpoint=own, checkpoint_every=checkpoint_every
-            )
-            self.take_over(agent)
-        self._freeze()
+        self._plan_transfer(source, preset, settings, device)

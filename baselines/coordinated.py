@@ -113,9 +113,11 @@ class CoordinatedPolicy(SystemPolicy):
 
     Attributes:
         starts: Users that each start is for, (c, K).
+        bits_per_link: Bits that stations tell each other.
     """
 
     starts: Tensor
+    bits_per_link = 0
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)

@@ -24,7 +24,12 @@ class DecoupledPolicy(SystemPolicy):
 
     Raises:
         ValueError: If the policy cannot be expressed in the scenario's control mode.
+
+    Attributes:
+        bits_per_link: Bits that stations tell each other.
     """
+
+    bits_per_link = 0
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)

@@ -18,6 +18,7 @@ _CONTROLS: Final = ("power", "amplitude", "beamforming")
 
 
 _RADARS: Final = ("learned", "fixed")
+_SCHEDULINGS: Final = ("all", "contention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Entry:
         options: Keyword arguments of the class that belong to the name.
         controls: Control modes of a scenario that it is for.
         radars: Kinds of radar of a scenario that it is for.
+        schedulings: Kinds of scheduling of a scenario that it is for.
+        least_cells: Stations that a scenario must have.
         learns: Whether it is trained before it is used.
         is_reference: Whether others are stated in percent of it.
         is_default: Whether it is used unless something is chosen by name.
+        most_cells: Stations up to which it is used by default; None means any number.
         rank: Place in lists; lower is earlier.
     """
 
@@ -43,26 +47,45 @@ class Entry:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     controls: tuple[str, ...] = _CONTROLS
     radars: tuple[str, ...] = _RADARS
+    schedulings: tuple[str, ...] = _SCHEDULINGS
+    least_cells: int = 1
     learns: bool = False
     is_reference: bool = False
     is_default: bool = True
+    most_cells: int | None = None
     rank: int = 100
 
     def suits(self, scenario: Any) -> bool:
-        """Whether it is for a scenario's control mode and radar."""
-        return scenario.control in self.controls and scenario.radar in self.radars
+        """Whether it is for a scenario."""
+        return scenario.num_cells >= self.least_cells and all(
+            value in allowed for _, value, allowed in self._list_needs(scenario)
+        )
+
+    def is_used(self, scenario: Any) -> bool:
+        """Whether it is for a scenario, and used there unless something is chosen by name."""
+        few = self.most_cells is None or scenario.num_cells <= self.most_cells
+        return self.is_default and few and self.suits(scenario)
 
     def require_suited(self, scenario: Any) -> None:
         """Check that it is for a scenario.
 
         Raises:
-            ValueError: If it is for another control mode or another kind of radar.
+            ValueError: If it is for another control mode, radar, scheduling or number of stations.
         """
-        for field, allowed in (("control", self.controls), ("radar", self.radars)):
-            value = getattr(scenario, field)
+        if scenario.num_cells < self.least_cells:
+            raise ValueError(
+                f"num_cells must be at least {self.least_cells} for {self.name!r}, got "
+                f"{scenario.num_cells}"
+            )
+        for field, value, allowed in self._list_needs(scenario):
             if value not in allowed:
                 names = " or ".join(map(repr, sorted(allowed)))
                 raise ValueError(f"{field} must be {names} for {self.name!r}, got {value!r}")
+
+    def _list_needs(self, scenario: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+        """Fields of a scenario, their values, and those that it is for."""
+        needs = {"control": self.controls, "radar": self.radars, "scheduling": self.schedulings}
+        return [(field, getattr(scenario, field), allowed) for field, allowed in needs.items()]
 
 
 @lru_cache(maxsize=32)

@@ -98,7 +98,8 @@ def test_every_name_leads_to_its_class(kind: str) -> None:
 
 
 def test_names() -> None:
-    assert NETWORKS.names() == sorted(["direct", "model_based", "unfolded"])
+    known = ["cooperative", "direct", "distributed-direct", "model_based", "unfolded"]
+    assert sorted(NETWORKS.names()) == known
     assert set(CHANNELS.names()) >= {"rayleigh", "rician", "gauss-markov", "file"}
     assert set(CONSTRAINTS.names()) >= {"power", "sensing", "scheduling"}
     assert set(EXPERIMENTS.names()) >= {"compare", "tradeoff", "paper", "transfer", "conditions"}

@@ -104,6 +104,8 @@ class DirectNetwork(Network):
         ValueError: If the widths are not allowed.
     """
 
+    outputs_are_actions = True
+
     def __init__(
         self,
         system: ISACSystem,

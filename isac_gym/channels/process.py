@@ -121,6 +121,29 @@ class ChannelProcess:
         drawn = self.model.advance(rng, self.channels, self.deployment)
         self._set_blocks(rng, self._check_drawn(drawn, len(self.channels)))
 
+    def change_gain(self, gains: npt.NDArray[np.float64]) -> None:
+        """Give the paths between cells another mean power, in the current block alone.
+
+        Args:
+            gains: Mean power in each environment instead of ``intercell_gain``, (n,).
+
+        Raises:
+            ValueError: If the layout has distances, or ``intercell_gain`` is 0.
+        """
+        base = self._scenario.intercell_gain
+        if self._scenario.is_geometric or base == 0.0:
+            raise ValueError(
+                "gains need layout 'uniform' and intercell_gain > 0, got "
+                f"{self._scenario.layout!r} and {base!r}"
+            )
+        factors = np.sqrt(gains / base).astype(np.float32)[:, None, None, None, None]
+        own = np.eye(self._scenario.num_cells, dtype=np.bool_)[:, :, None, None]
+        known = self.estimates is self.channels
+        self.channels = np.where(own, self.channels, factors * self.channels)
+        self.estimates = (
+            self.channels if known else np.where(own, self.estimates, factors * self.estimates)
+        )
+
     def place(
         self, rng: np.random.Generator, channels: Complex, positions: npt.ArrayLike | None = None
     ) -> None:

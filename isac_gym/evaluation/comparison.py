@@ -15,6 +15,10 @@ from isac_gym.system.downlink import ISACSystem, find_system
 
 __all__ = ["Comparison", "compare", "tabulate_comparison"]
 
+_CAPTION_OF_STATIONS: Final = (
+    "; rates of all stations together; worst: mean at the station where it is largest; bits/link: "
+    "what each station tells each other in a block, – where it is no number of bits"
+)
 REFERENCE_TOLERANCE: Final = 5e-3
 """Relative excess of a constraint's mean up to which an agent counts as a feasible reference."""
 
@@ -126,6 +130,8 @@ def tabulate_comparison(
     best = max((row["spectral_efficiency"] for row in feasible or held), default=0.0)
     scale = 100.0 / best if best > 0.0 else float("nan")
     shown = [c for c in system.constraints.values() if c.can_be_exceeded(system.scenario)]
+    is_several = system.scenario.num_cells > 1
+    statistics = ("mean", "worst", "p95") if is_several else ("mean", "p95")
     limits = "".join(f"; {c.symbol} ≤ {system.limits[c.name]:g}" for c in shown)
     return Table(
         title=f"{settings['channels']} channels, seed {settings['evaluation_seed']}, "
@@ -142,12 +148,18 @@ def tabulate_comparison(
             *(
                 Column(f"{c.symbol} {what}", f"{{{c.name}_{what}:.4f}}")
                 for c in shown
-                for what in ("mean", "p95")
+                for what in statistics
             ),
             Column("feasible", lambda row: f"{100 * row['feasible_share']:.1f} %"),
+            *([Column("bits/link", _show_bits)] if is_several else []),
             Column("µs, one", lambda row: f"{1e6 * row['seconds_single']:.0f}"),
             Column("µs, batch", lambda row: f"{1e6 * row['seconds_batched']:.1f}"),
         ],
         caption="95 % intervals of the mean; * reference; feasible: every constraint holds to "
-        f"{FEASIBILITY_TOLERANCE:g} on the channel",
+        f"{FEASIBILITY_TOLERANCE:g} on the channel" + is_several * _CAPTION_OF_STATIONS,
     )
+
+
+def _show_bits(row: Row) -> str:
+    bits = row["bits_per_link"]
+    return "–" if bits is None else str(bits)

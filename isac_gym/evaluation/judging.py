@@ -46,6 +46,11 @@ class ConstraintResult:
         return float(self.values.mean())
 
     @property
+    def worst_mean(self) -> float:
+        """Mean over blocks at the station where it is largest."""
+        return float(self.values.mean((0, 1)).max())
+
+    @property
     def p95(self) -> float:
         """95th percentile over blocks and stations."""
         return float(np.quantile(self.values, 0.95))
@@ -69,6 +74,8 @@ class AgentResult:
         worst_mean_constraint: Mean over blocks of the signed constraint for which it is largest
             (over constraints and stations); feasible on the mean where <= 0.
         seconds_single: Median time of ``predict`` for one observation, in s.
+        bits_per_link: Bits that each station tells each other in a block; None for an agent that
+            does not say so, as one that sees the channels of all.
         seconds_batched: Median time of ``predict`` for a batch of up to 1024 observations, divided
             by their number, in s.
         sum_rates: Spectral efficiency of each block, (E, T), in bit/s/Hz.
@@ -87,16 +94,18 @@ class AgentResult:
     worst_mean_constraint: float
     seconds_single: float
     seconds_batched: float
+    bits_per_link: int | None
     sum_rates: npt.NDArray[np.float64] = dataclasses.field(repr=False)
     beampattern: npt.NDArray[np.float64] = dataclasses.field(repr=False)
 
     def row(self) -> dict[str, Any]:
-        """The scalar entries by name, with mean, p95 and feasible share of every constraint."""
+        """The scalar entries by name, with mean, p95, worst and feasible share of constraints."""
         left_out = {"constraints", "sum_rates", "beampattern"}
         names = (field.name for field in dataclasses.fields(self))
         row = {name: getattr(self, name) for name in names if name not in left_out}
         for name, found in self.constraints.items():
             row |= {f"{name}_mean": found.mean, f"{name}_p95": found.p95}
+            row[f"{name}_worst"] = found.worst_mean
             row[f"{name}_feasible"] = found.feasible_share
         return row
 
@@ -180,6 +189,7 @@ def evaluate(
         worst_mean_constraint=float(np.max(excess)) / blocks.count,
         seconds_single=_measure_latency(agent, first[0], deterministic),
         seconds_batched=_measure_batch(agent, first, deterministic, calls),
+        bits_per_link=getattr(agent, "bits_per_link", None),
         sum_rates=rates,
         beampattern=pattern / blocks.count,
     )

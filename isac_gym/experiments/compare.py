@@ -60,7 +60,7 @@ class Compare(Experiment):
         names = [
             name
             for name, entry in entries.items()
-            if entry.is_default and entry.suits(self.scenario)
+            if entry.is_used(self.scenario)
         ]
         if self.scenario.control == "beamforming" and self.scenario.precoder_directions == "mrt":
             names = [name for name in names if name != "equal-power"]  # "mrt" is the same

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -48,7 +49,7 @@ class LearningAgent(SystemPolicy):
     Args:
         env: Environment, single, batched or wrapped, whose scenario, constraints and channel model
             are used.
-        preset: Name of a preset (see :data:`~isac_gym.learning.config.PRESETS`).
+        preset: Name of a preset of the class (see :data:`~isac_gym.learning.config.PRESETS`).
         seed: Seed of the initial weights and of the training channels.
         device: Torch device, or ``"auto"`` for CUDA if present.
         **settings: Fields of :class:`~isac_gym.learning.config.AgentConfig` to change, and options
@@ -69,6 +70,8 @@ class LearningAgent(SystemPolicy):
     """Name of the class in files."""
     saved_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of the class beyond the settings that are saved, attributes by the same name."""
+    presets: ClassVar[Mapping[str, AgentConfig]] = PRESETS
+    """Settings by the name of a preset."""
 
     def __init__(
         self,
@@ -80,9 +83,9 @@ class LearningAgent(SystemPolicy):
         **settings: Any,
     ) -> None:
         super().__init__(env)
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {preset!r}")
-        self.config = config = self._adapt(_override(PRESETS[preset], settings))
+        if preset not in self.presets:
+            raise ValueError(f"preset must be one of {sorted(self.presets)}, got {preset!r}")
+        self.config = config = self._adapt(_override(self.presets[preset], settings))
         self.title = f"{self.kind}, {preset}"
         self.seed = check_integer("seed", seed, 0)
         self.system = self.system.on(choose_device(device))

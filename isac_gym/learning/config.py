@@ -10,7 +10,7 @@ from typing import Any, Final
 from isac_gym.learning.multipliers import DualRule
 from isac_gym.validation import check_choice, check_integer, check_real, not_allowed
 
-__all__ = ["PRESETS", "AgentConfig"]
+__all__ = ["DISTRIBUTED_PRESETS", "PRESETS", "AgentConfig"]
 
 _POSITIVE = (
     "learning_rate",
@@ -53,6 +53,11 @@ class AgentConfig:
         calibration_channels: Channels on which the price is settled after the training
             (:meth:`~isac_gym.learning.agent.LearningAgent.calibrate`); 0 leaves it as the training
             left it. Only networks that are told a price have one.
+        gain_range: Least and largest mean power of the paths between cells to train for, drawn
+            for each block, uniformly in its logarithm; None means the scenario's alone.
+        price_spread: Largest factor by which the price of a block is more or less than the
+            multiplier's, drawn for each block, uniformly in its logarithm: a network that has met
+            other prices knows what they mean. 1 means the multiplier's alone.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -76,6 +81,8 @@ class AgentConfig:
     snr_range_db: tuple[float, float] | None = None
     threshold_range: tuple[float, float] | None = None
     calibration_channels: int = 0
+    gain_range: tuple[float, float] | None = None
+    price_spread: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.architecture, str):
@@ -102,6 +109,18 @@ class AgentConfig:
             raise not_allowed("gradient_clip", self.gradient_clip, "None or a finite number > 0")
         if self.dual_rule == "augmented" and self.dual_gain == 0:
             raise not_allowed("dual_gain", self.dual_gain, "> 0 for dual_rule 'augmented'")
+        check_real("price_spread", self.price_spread, "a number in [1, 100]", _is_spread)
+        if self.gain_range is not None:
+            allowed = "None or (least, largest), of positive numbers"
+            if not isinstance(self.gain_range, Sequence) or len(self.gain_range) != 2:
+                raise not_allowed("gain_range", self.gain_range, allowed)
+            low, high = (
+                check_real("gain_range", bound, allowed, lambda value: value > 0)
+                for bound in self.gain_range
+            )
+            if low > high:
+                raise not_allowed("gain_range", self.gain_range, allowed)
+            object.__setattr__(self, "gain_range", (low, high))
         if not isinstance(self.relative_constraints, bool):
             raise not_allowed("relative_constraints", self.relative_constraints, "True or False")
         for name in _RANGES:
@@ -127,6 +146,10 @@ class AgentConfig:
         """The fields as plain JSON types; they are keyword arguments of the class."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
+
+
+def _is_spread(value: float) -> bool:
+    return 1.0 <= value <= 100.0
 
 
 def _freeze(value: Any) -> Any:
@@ -174,3 +197,21 @@ PRESETS: Final[Mapping[str, AgentConfig]] = {
 """``paper``: the settings of Section V to the letter. ``tuned``: what works best. ``wide``: the
 same for a range of SNR and thresholds. ``model-based``: a fully connected network with model-based
 outputs."""
+
+DISTRIBUTED_PRESETS: Final[Mapping[str, AgentConfig]] = {
+    "paper": dataclasses.replace(PRESETS["paper"], architecture="distributed-direct"),
+    "tuned": dataclasses.replace(
+        _TUNED,
+        architecture="cooperative",
+        options={},
+        iterations=400,
+        batch_size=48,
+        learning_rate=1.5e-3,
+        gradient_clip=1.0,
+        dual_step_size=5.0,
+        initial_multiplier=10.0,
+        calibration_channels=1024,
+    ),
+}
+"""The same of agents whose stations decide each by itself: ``paper`` is Algorithm 2 with the
+settings of Section V, ``tuned`` what works best."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +79,9 @@ class Lagrangian:
             it constant.
         grid: SNR and limits of the priced constraint to draw for each block; None means the
             scenario's.
+        gain_range: Mean powers of the paths between cells to draw for each block; None means the
+            scenario's.
+        price_spread: Largest factor by which a block's price differs from the multiplier's.
     """
 
     def __init__(
@@ -92,7 +96,10 @@ class Lagrangian:
         step_size: float,
         final_step_size: float | None = None,
         grid: ConditionGrid | None = None,
+        gain_range: tuple[float, float] | None = None,
+        price_spread: float = 1.0,
     ) -> None:
+        self._gain_range, self._price_spread = gain_range, price_spread
         self._step_size, self._final_step_size = step_size, final_step_size
         multipliers.step_size = step_size
         self._system, self._multipliers, self._grid = system, multipliers, grid
@@ -104,11 +111,19 @@ class Lagrangian:
         """The Lagrangian of a network on a batch drawn by ``rng`` alone."""
         system, simulation, priced = self._system, self._simulation, self._priced
         simulation.start(rng)
+        count = len(simulation.channels)
+        if self._gain_range is not None:
+            simulation.change_gain(_draw_log_uniform(rng, *self._gain_range, count))
         device = system.device
         observation = torch.from_numpy(simulation.observe()).to(device)
-        count = len(observation)
+        factor = None
+        if self._price_spread > 1.0 and priced is not None:
+            drawn = _draw_log_uniform(rng, 1.0 / self._price_spread, self._price_spread, count)
+            factor = torch.from_numpy(drawn).to(device, system.dtype)[:, None]
         if self._grid is None or priced is None:
             conditions = Conditions.of(system, count, self._find_multiplier(), priced)
+            if factor is not None:
+                conditions = Conditions(conditions.noise_power, conditions.price * factor)
             outcome = simulation.apply(network(observation, conditions))
             constraints, weights = outcome.constraints, None
         else:
@@ -118,12 +133,17 @@ class Lagrangian:
             noise_power = torch.from_numpy(noise).to(device, system.dtype)
             limit = torch.from_numpy(threshold).to(device, system.dtype)[:, None]
             price = self._multipliers.at(priced.name, weights) / limit
+            if factor is not None:
+                price = price * factor
             outcome = simulation.apply(
                 network(observation, Conditions(noise_power, price)), noise_power
             )
             quantity = priced.quantity(outcome, system)
             constraints = {**outcome.constraints, priced.name: quantity / limit - 1.0}
-        penalty = self._multipliers.penalty(self._weigh(constraints), weights)
+        weighed = self._weigh(constraints)
+        if factor is not None and priced is not None:
+            weighed = {**weighed, priced.name: weighed[priced.name] * factor}
+        penalty = self._multipliers.penalty(weighed, weights)
         loss = penalty - self.measure_utility(outcome)
         return LossValue(loss, outcome.sum_rate, constraints, weights)
 
@@ -162,6 +182,13 @@ class Lagrangian:
             return None
         value = self._multipliers.values[self._priced.name]
         return value if self._relative else value * self._system.limits[self._priced.name]
+
+
+def _draw_log_uniform(
+    rng: np.random.Generator, low: float, high: float, count: int
+) -> npt.NDArray[np.float64]:
+    drawn: npt.NDArray[np.float64] = np.exp(rng.uniform(math.log(low), math.log(high), count))
+    return drawn
 
 
 class Imitation:

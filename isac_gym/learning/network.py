@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,16 +27,22 @@ class Network(nn.Module, ABC):
 
     It is made as ``Network(system, generator, **options)``: the system whose observations and
     actions it maps, the source of its initial weights, and settings of its own, which are keyword
-    arguments of the agent as well.
+    arguments of the agent as well. It is in training mode (``self.training``) while a batch of a
+    training is evaluated, and in evaluation mode at all other times.
 
     Attributes:
         answers_to_price: Whether it heeds the price that ``conditions`` holds, so that the price
             can be settled without training.
         fits_other_sizes: Whether the same weights serve other numbers of users and antennas.
+        couples_stations: Whether what a station does depends on the prices of others.
+        outputs_are_actions: Whether the outputs of its output layers, one after the other, are the
+            action's numbers, so that those of the radar mean the same in every control mode.
     """
 
     answers_to_price: ClassVar[bool] = False
     fits_other_sizes: ClassVar[bool] = False
+    couples_stations: ClassVar[bool] = False
+    outputs_are_actions: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
@@ -50,6 +57,15 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def output_layers(self) -> list[nn.Linear]:
         """The layers that a transfer to another control mode replaces."""
+
+    def prepare_batch(self, rng: np.random.Generator, progress: float) -> None:
+        """Get ready for the next batch of a training; without effect unless a network says so.
+
+        Args:
+            rng: The training's source of randomness, which its checkpoints hold; a network with
+                randomness of its own takes it from here.
+            progress: Share of the training that is done, in [0, 1).
+        """
 
     @classmethod
     def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -96,7 +112,7 @@ def make_network(
         options: Options of networks; those that this one does not know are for others.
 
     Returns:
-        The network, on the system's device.
+        The network, on the system's device, in evaluation mode.
 
     Raises:
         ValueError: If there is no such architecture, or an option is not allowed.
@@ -108,4 +124,5 @@ def make_network(
     known = list_network_options(architecture)
     made = kind(system, generator, **{k: v for k, v in options.items() if k in known})
     made.to(system.device)
+    made.eval()
     return made

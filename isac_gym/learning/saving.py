@@ -24,7 +24,7 @@ from isac_gym.validation import check_integer
 if TYPE_CHECKING:
     from isac_gym.learning.agent import LearningAgent
 
-__all__ = ["load_agent_of", "save_agent"]
+__all__ = ["check_sizes", "load_agent_of", "save_agent"]
 
 _Agent = TypeVar("_Agent", bound="LearningAgent")
 
@@ -38,6 +38,8 @@ _DIMENSIONS: Final = (
     "precoder_directions",
     "num_radar_streams",
 )
+_ADDED_FIELDS: Final = {"gain_range", "price_spread"}
+"""Settings that files of the same format need not have, because they came later."""
 _LARGEST_SIZE: Final = 1024
 """Of a scenario in a file: what is made of it grows with the square and more."""
 
@@ -67,6 +69,17 @@ def save_agent(agent: LearningAgent, path: str | Path, notes: Mapping[str, str])
     write_archive(path, meta, tensors)
 
 
+def check_sizes(scenario: Scenario) -> None:
+    """Check the dimensions of a scenario from a file, before anything of their size is made.
+
+    Raises:
+        ValueError: If one of them is too large.
+    """
+    sizes = ("num_users", "num_comm_antennas", "num_radar_antennas", "num_cells")
+    if max(getattr(scenario, name) for name in sizes) > _LARGEST_SIZE:
+        raise ValueError(f"no number of users, antennas or cells may exceed {_LARGEST_SIZE}")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Saved:
     """What a file says of an agent, checked."""
@@ -91,15 +104,14 @@ class _Saved:
             ValueError: If something is not allowed, or does not fit the tensors.
         """
         config = AgentConfig(**meta["config"])
-        if set(meta["config"]) != set(config.to_dict()):
-            raise ValueError(f"config must have the fields {sorted(config.to_dict())}")
+        known = set(config.to_dict())
+        if not known - _ADDED_FIELDS <= set(meta["config"]):
+            raise ValueError(f"config must have the fields {sorted(known - _ADDED_FIELDS)}")
         options = meta["options"]
         if not isinstance(options, dict) or set(options) != set(kind.saved_options):
             raise ValueError(f"options must be {sorted(kind.saved_options)}")
         scenario = Scenario.from_dict(meta["scenario"])
-        sizes = ("num_users", "num_comm_antennas", "num_radar_antennas", "num_cells")
-        if max(getattr(scenario, name) for name in sizes) > _LARGEST_SIZE:
-            raise ValueError(f"no number of users, antennas or cells may exceed {_LARGEST_SIZE}")
+        check_sizes(scenario)
         descriptions = [meta["channel_model"], *meta["constraints"]]
         if not all(isinstance(each, dict) for each in descriptions):
             raise ValueError("channel_model must be a description, and constraints a list of them")

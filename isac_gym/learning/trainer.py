@@ -25,6 +25,7 @@ from isac_gym.learning.checkpoint import (
     save_checkpoint,
 )
 from isac_gym.learning.losses import LossValue, TrainingLoss
+from isac_gym.learning.network import Network
 from isac_gym.learning.progress import Callback, StatefulCallback, TrainingProgress
 from isac_gym.validation import check_integer
 
@@ -80,6 +81,9 @@ def train(
 ) -> int:
     """Train a network in place; parameters that require no gradient stay as they are.
 
+    The network is in training mode while a batch is evaluated, and in evaluation mode for the
+    callback and afterwards.
+
     With a checkpoint file a training that was killed goes on where it was last saved and ends
     with the result of an uninterrupted one.
 
@@ -128,7 +132,7 @@ def train(
         rate = settings.learning_rate_at(iteration)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        value = loss.evaluate(network, rng)
+        value = _evaluate(network, loss, rng, iteration / settings.iterations)
         optimiser.zero_grad(set_to_none=True)
         value.loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, limit)
@@ -156,6 +160,19 @@ def train(
         if not go_on:
             break
     return done
+
+
+def _evaluate(
+    network: nn.Module, loss: TrainingLoss, rng: np.random.Generator, progress: float
+) -> LossValue:
+    """The loss on the next batch, with the network in training mode."""
+    if isinstance(network, Network):
+        network.prepare_batch(rng, progress)
+    network.train()
+    try:
+        return loss.evaluate(network, rng)
+    finally:
+        network.eval()
 
 
 def _make_progress(

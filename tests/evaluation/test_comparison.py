@@ -86,8 +86,29 @@ def test_csv_holds_every_scalar(comparison: Comparison, tmp_path: Path) -> None:
     for row, result in zip(rows, comparison.results, strict=True):
         assert row.keys() == result.row().keys()
         for name, value in result.row().items():
-            assert row[name] == str(value), name
+            assert row[name] == ("" if value is None else str(value)), name
     assert [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_several_stations_have_columns_of_their_own(comparison: Comparison) -> None:
+    class Central(Constant):
+        bits_per_link = None
+
+    class Telling(Constant):
+        bits_per_link = 24
+
+    env = make(num_cells=2)
+    silent = np.zeros(env.action_space.shape, np.float32)
+    table = compare({"central": Central(silent), "telling": Telling(silent)}, env, channels=6)
+    shown = str(table)
+    assert "bits/link" in shown
+    assert "L_r worst" in shown
+    assert [row["bits_per_link"] for row in table.rows] == [None, 24]
+    losses = table["telling"].constraints["sensing"]
+    by_station = [losses.values[..., station].mean() for station in range(2)]
+    assert losses.worst_mean == pytest.approx(max(by_station))
+    assert losses.mean == pytest.approx(np.mean(by_station))
+    assert "bits/link" not in str(comparison)
 
 
 def test_json_holds_settings_and_is_strict(comparison: Comparison, tmp_path: Path) -> None:

@@ -1,0 +1,323 @@
+"""The stations' unfolded designs as one network to train, and each as a part of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isac_gym.agents.networks.cooperative.model import Draft, StationModel
+from isac_gym.agents.networks.cooperative.physics import Stations
+from isac_gym.agents.networks.cooperative.planes import (
+    count_bits,
+    deal_bits,
+    gather_bits,
+    mask_planes,
+)
+from isac_gym.agents.networks.cooperative.quantiser import Quantiser, QuantiserKind
+from isac_gym.distributed import Memory, Received
+from isac_gym.learning.conditions import Conditions
+from isac_gym.learning.stations import LearnedStation, StationNetwork
+from isac_gym.registry import register_network
+from isac_gym.scenario import Scenario
+from isac_gym.system.downlink import ISACSystem
+from isac_gym.system.stations import view_from_stations
+from isac_gym.validation import check_integer, not_allowed
+
+__all__ = ["CooperativeNetwork", "CooperativeStation"]
+
+STAGES: Final = ((6.0, 4), (6.0, 4), (3.0, 5), (3.0, 5))
+"""Stages of the waveform search: spacing of the grid in degrees, and steps."""
+
+
+class CooperativeStation(LearnedStation):
+    """A station's part: its draft becomes a message, and all messages its design.
+
+    Args:
+        scenario: The scenario of all stations.
+        station: Index of this one, 0 … J-1.
+        model: The weights.
+        stages: Stages of the waveform search.
+        message_bits: Bits L of its message; None sends real numbers.
+        price: What a unit of L_r costs it, in bit/s/Hz a unit.
+        device: Torch device.
+    """
+
+    layers: StationModel
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        station: int,
+        model: StationModel,
+        stages: Sequence[tuple[float, int]],
+        message_bits: int | None,
+        *,
+        price: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(scenario, station, model, price, device)
+        self.message_bits = message_bits
+        self._stations = Stations(self.system, [step for step, _ in stages])
+
+    def message(
+        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    ) -> Tensor:
+        """See :meth:`~isac_gym.distributed.StationPolicy.message`; the same for all neighbours."""
+        draft = self._draft(local_csi, memory)
+        if self.scenario.num_cells == 1:  # there is nobody to tell
+            return local_csi.real.new_empty(len(local_csi), 0, self.message_bits or 0)
+        said = self._say(draft)[:, 0]
+        return said.unsqueeze(1).expand(-1, self.scenario.num_cells - 1, -1)
+
+    def act(
+        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    ) -> Tensor:
+        """See :meth:`~isac_gym.distributed.StationPolicy.act`.
+
+        Raises:
+            ValueError: If a message is missing, or of another length.
+        """
+        draft = self._draft(local_csi, memory)
+        said = None
+        if self.scenario.num_cells > 1:
+            own = self._say(draft)
+            expected = (len(own), self.scenario.num_cells - 1, own.shape[-1])
+            if len(received) != 1 or tuple(received[0].shape) != expected:
+                raise ValueError(
+                    f"received must hold one tensor of shape {expected}, got "
+                    f"{[tuple(message.shape) for message in received]}"
+                )
+            meant = self._understand(torch.cat([own, received[0]], 1))
+            about_own, about_other = self.layers.talk(*meant)
+            said = about_own[:, :1], about_other[:, :1]
+        precoders, streams = self.layers.design(draft, self._stations, said)
+        action: Tensor = self.system.codec.encode(precoders=precoders, streams=streams, check=False)
+        return action
+
+    def _draft(self, local_csi: Tensor, memory: Memory | None) -> Draft:
+        held = None if memory is None else memory.get("draft")
+        if isinstance(held, Draft):
+            return held
+        count = len(local_csi)
+        real = local_csi.real
+        price = real.new_full((count, 1), self.price)
+        noise = real.new_full((count,), self.scenario.noise_power)
+        draft = self.layers.draft(local_csi.unsqueeze(1), price, noise, self._stations)
+        if memory is not None:
+            memory["draft"] = draft
+        return draft
+
+    def _say(self, draft: Draft) -> Tensor:
+        """The message, (n, 1, L)."""
+        if self.message_bits is None:
+            return torch.cat([draft.own.flatten(-2), draft.other.flatten(-2)], -1)
+        own, other = self.layers.say(draft)
+        return Quantiser.decide(gather_bits(own, other, self.message_bits))
+
+    def _understand(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        """What messages (n, J, L) mean, in the order in which this station counts the others."""
+        users = self.scenario.num_users
+        others = (self.scenario.num_cells - 1) * users
+        if self.message_bits is None:
+            states = messages.unflatten(-1, (users + others, -1))
+            return self.layers.hear_states(states[:, :, :users], states[:, :, users:])
+        own, other = deal_bits(messages, users, others)
+        bits = torch.full((1,), self.message_bits, device=messages.device)
+        sent = mask_planes(bits, users, others)
+        return self.layers.hear(own, other, *sent)
+
+
+@register_network(
+    "cooperative",
+    "unfolded designs of several stations that tell each other a few bits",
+    controls=("beamforming",),
+)
+class CooperativeNetwork(StationNetwork):
+    """Unfolded designs of all stations (:mod:`~isac_gym.agents.networks.cooperative.model`).
+
+    One set of weights serves all stations, any number of them, of users and of antennas, any
+    coupling and any number of bits. In training every block of a batch has a number of bits drawn
+    from ``train_bits``, and the quantiser draws the bits; otherwise they are signs.
+
+    Args:
+        system: System whose observations and actions it maps; its control must be
+            ``"beamforming"``, and all users must be served.
+        generator: Source of the initial weights.
+        width: Length of a user's state in the network.
+        stages: Stages of the waveform search, each the spacing of its angular grid in degrees and
+            its number of steps.
+        talks: Rounds of the conversation.
+        message_bits: Bits L of a message to one neighbour; None sends real numbers: the states of
+            all users.
+        train_bits: Numbers of bits to train for, each as ``message_bits``; None means
+            ``message_bits`` alone.
+        quantiser: How bits are drawn in training: ``"stochastic"``, ``"annealed"``, ``"gumbel"``.
+
+    Raises:
+        ValueError: If an option is not allowed.
+    """
+
+    answers_to_price = True
+    fits_other_sizes = True
+    couples_stations = True
+
+    def __init__(
+        self,
+        system: ISACSystem,
+        generator: torch.Generator,
+        width: int = 32,
+        stages: Sequence[tuple[float, int]] = STAGES,
+        talks: int = 3,
+        message_bits: int | None = 8,
+        train_bits: Sequence[int | None] | None = None,
+        quantiser: QuantiserKind = "stochastic",
+    ) -> None:
+        super().__init__()
+        scenario = system.scenario
+        if scenario.control != "beamforming":
+            raise not_allowed("control", scenario.control, "'beamforming' for this network")
+        if scenario.scheduling != "all":
+            raise not_allowed("scheduling", scenario.scheduling, "'all' for this network")
+        self.system = system
+        self.stages = _check_stages(stages)
+        self.message_bits = _check_bits("message_bits", message_bits, scenario)
+        trained = [message_bits] if train_bits is None else list(train_bits)
+        for bits in trained:  # what goes beyond the users there are is left out
+            if bits is not None:
+                check_integer("train_bits", bits, 0)
+        # Real numbers as -1, for tensors.
+        self._train_bits = torch.tensor([-1 if bits is None else bits for bits in trained])
+        self._quantiser = Quantiser(quantiser)
+        self._generator: torch.Generator | None = None
+        steps = tuple(count for _, count in self.stages)
+        self.model = StationModel(
+            generator,
+            check_integer("width", width, 2),
+            steps,
+            check_integer("talks", talks, 0),
+        )
+        self._stations: Stations | None = None
+
+    def prepare_batch(self, rng: np.random.Generator, progress: float) -> None:
+        """See :meth:`~isac_gym.learning.network.Network.prepare_batch`."""
+        self._generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        self._quantiser.progress = progress
+
+    def forward(self, observation: Tensor, conditions: Conditions | None = None) -> Tensor:
+        """See :meth:`~isac_gym.learning.network.Network.forward`."""
+        if conditions is None:
+            conditions = Conditions.of(self.system, len(observation))
+        if self._stations is None:
+            self._stations = Stations(self.system, [step for step, _ in self.stages])
+        view = view_from_stations(self.system.codec.channels(observation))
+        draft = self.model.draft(view, conditions.price, conditions.noise_power, self._stations)
+        said = None
+        if self.system.scenario.num_cells > 1:
+            said = self.model.talk(*self._exchange(draft))
+        precoders, streams = self.model.design(draft, self._stations, said)
+        return self.system.codec.encode(precoders=precoders, streams=streams, check=False)
+
+    def _exchange(self, draft: Draft) -> tuple[Tensor, Tensor]:
+        """What the messages of all stations mean, (n, J, K, w) and (n, J, V, w)."""
+        own, other = self.model.say(draft)
+        count, users, others = len(own), own.shape[-2], other.shape[-2]
+        fixed = -1 if self.message_bits is None else self.message_bits
+        bits = torch.full((count,), fixed)
+        if self.training:
+            chosen = torch.randint(len(self._train_bits), (count,), generator=self._generator)
+            bits = self._train_bits[chosen]
+            own = self._quantiser.draw(own, self._generator)
+            other = self._quantiser.draw(other, self._generator)
+        else:
+            own, other = Quantiser.decide(own), Quantiser.decide(other)
+        bits = bits.to(own.device)
+        sent_own, sent_other = (mask[:, None] for mask in mask_planes(bits, users, others))
+        meant = self.model.hear(own * sent_own, other * sent_other, sent_own, sent_other)
+        is_real = (bits < 0)[:, None, None, None]
+        if not bool(is_real.any()):
+            return meant
+        exact = self.model.hear_states(draft.own, draft.other)
+        return torch.where(is_real, exact[0], meant[0]), torch.where(is_real, exact[1], meant[1])
+
+    def make_station(self, station: int, price: float = 0.0) -> CooperativeStation:
+        """See :meth:`~isac_gym.learning.stations.StationNetwork.make_station`."""
+        return CooperativeStation(
+            self.system.scenario,
+            station,
+            self.model,
+            self.stages,
+            self.message_bits,
+            price=price,
+            device=self.system.device,
+        )
+
+    @classmethod
+    def restore_station(
+        cls,
+        scenario: Scenario,
+        station: int,
+        weights: Mapping[str, Tensor],
+        options: Mapping[str, Any],
+        *,
+        price: float,
+        device: torch.device,
+    ) -> CooperativeStation:
+        """See :meth:`~isac_gym.learning.stations.StationNetwork.restore_station`."""
+        cls.check_weights(options, {f"model.{name}": value for name, value in weights.items()})
+        stages = _check_stages(options.get("stages", STAGES))
+        model = StationModel(
+            torch.Generator(),
+            options.get("width", 32),
+            tuple(count for _, count in stages),
+            options.get("talks", 3),
+        )
+        model.load_state_dict(dict(weights))
+        bits = _check_bits("message_bits", options.get("message_bits", 8), scenario)
+        return CooperativeStation(
+            scenario, station, model.to(device), stages, bits, price=price, device=device
+        )
+
+    def output_layers(self) -> list[nn.Linear]:
+        """The layers whose outputs are the numbers in the formulas."""
+        return [layer for layer in self.model.settings if isinstance(layer, nn.Linear)]
+
+    @classmethod
+    def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Check that the width, the numbers of steps and of talks fit the tensors."""
+        width, stages = options.get("width", 32), _check_stages(options.get("stages", STAGES))
+        steps = [2 * count for _, count in stages]
+        if len(weights["model.enter_own.weight"]) != width:
+            raise ValueError(f"width {width} is not the file's")
+        if [len(weights[f"model.pace.{k}.weight"]) for k in range(len(steps))] != steps:
+            raise ValueError(f"stages {stages} are not the file's")
+        talks = {name.split(".")[2] for name in weights if name.startswith("model.talks.")}
+        if options.get("talks", 3) != len(talks):
+            raise ValueError(f"talks {options.get('talks', 3)} are not the file's")
+
+
+def _check_stages(given: Any) -> tuple[tuple[float, int], ...]:
+    allowed = "a non-empty sequence of (degrees >= 0.5 that divide 90, steps >= 1)"
+    try:
+        stages = tuple((float(degrees), steps) for degrees, steps in given)
+    except (TypeError, ValueError):
+        raise not_allowed("stages", given, allowed) from None
+    for degrees, steps in stages:
+        divides = degrees >= 0.5 and abs(90.0 / degrees - round(90.0 / degrees)) < 1e-9
+        if not divides or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise not_allowed("stages", given, allowed)
+    if not stages:
+        raise not_allowed("stages", given, allowed)
+    return stages
+
+
+def _check_bits(name: str, bits: int | None, scenario: Scenario) -> int | None:
+    if bits is None:
+        return None
+    most = count_bits(scenario.num_users, (scenario.num_cells - 1) * scenario.num_users)
+    if check_integer(name, bits, 0) > most and scenario.num_cells > 1:
+        raise not_allowed(name, bits, f"at most {most} bits for these users, or None")
+    return bits
