@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ class CoordinatedPolicy(SystemPolicy):
     """
 
     starts: Tensor
-    bits_per_link = 0
+    bits_per_link: ClassVar[int | None] = 0
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)

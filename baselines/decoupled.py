@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class DecoupledPolicy(SystemPolicy):
         bits_per_link: Bits that stations tell each other.
     """
 
-    bits_per_link = 0
+    bits_per_link: ClassVar[int | None] = 0
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)

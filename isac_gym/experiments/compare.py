@@ -57,11 +57,7 @@ class Compare(Experiment):
         """The agents, and why others are left out: they do not suit, and nobody asked for them."""
         env = self.env
         entries = {} if self.only else AGENTS.entries()
-        names = [
-            name
-            for name, entry in entries.items()
-            if entry.is_used(self.scenario)
-        ]
+        names = [name for name, entry in entries.items() if entry.is_used(self.scenario)]
         if self.scenario.control == "beamforming" and self.scenario.precoder_directions == "mrt":
             names = [name for name in names if name != "equal-power"]  # "mrt" is the same
         made: dict[str, PreparedAgent] = {}

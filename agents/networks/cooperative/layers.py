@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EDGE_WIDTH", "TalkLayer", "UserLayer", "apply_layer"]
+__all__ = ["EDGE_WIDTH", "TalkLayer", "TradeLayer", "UserLayer", "apply_layer"]
 
 EDGE_WIDTH: Final = 16
 _USUAL_SUM = 5.0
@@ -73,6 +73,34 @@ class UserLayer(nn.Module):
         return own + apply_layer(self.own_outer, nn.functional.silu(inner)), new_other
 
 
+class TradeLayer(nn.Module):
+    """What the states of a user at all stations tell the others, where all channels are known.
+
+    Args:
+        width: Length w of a pair's state.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_other = nn.Linear(width, width, bias=False)
+        self.to_own = nn.Linear(width, width, bias=False)
+
+    def forward(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """What is heard of each pair, of the shapes of the states; see :class:`TalkLayer`.
+
+        Args:
+            own: Of the stations with their own users, (n, J, K, w).
+            other: Of the stations with the users of others, (n, J, (J-1)·K, w).
+        """
+        cells, users = own.shape[1], own.shape[2]
+        told = apply_layer(self.to_other, own)
+        heard_other = torch.stack([told.roll(-p, 1) for p in range(1, cells)], 2).flatten(2, 3)
+        back = apply_layer(self.to_own, other).unflatten(-2, (cells - 1, users))
+        # The station p further on counts this one's users at place J - p.
+        returned = [back[:, :, cells - p - 1].roll(-p, 1) for p in range(1, cells)]
+        return torch.stack(returned).sum(0), heard_other
+
+
 class TalkLayer(nn.Module):
     """A round of a conversation that every station goes through in the same way by itself.
 
@@ -84,8 +112,7 @@ class TalkLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.to_other = nn.Linear(width, width, bias=False)
-        self.to_own = nn.Linear(width, width, bias=False)
+        self.trade = TradeLayer(width)
         self.pool_own = nn.Linear(width, width, bias=False)
         self.pool_other = nn.Linear(width, width, bias=False)
         self.own_inner = nn.Linear(4 * width, 2 * width)
@@ -101,13 +128,7 @@ class TalkLayer(nn.Module):
             other: Of the stations with the users of others in the order in which the station counts
                 them, (n, J, (J-1)·K, w).
         """
-        cells, users = own.shape[1], own.shape[2]
-        told = apply_layer(self.to_other, own)
-        heard_other = torch.stack([told.roll(-p, 1) for p in range(1, cells)], 2).flatten(2, 3)
-        back = apply_layer(self.to_own, other).unflatten(-2, (cells - 1, users))
-        # The station p further on counts this one's users at place J - p.
-        returned = [back[:, :, cells - p - 1].roll(-p, 1) for p in range(1, cells)]
-        heard_own = torch.stack(returned).sum(0)
+        heard_own, heard_other = self.trade(own, other)
         pools = [
             _pool(apply_layer(self.pool_own, own), -2).unsqueeze(-2),
             _pool(apply_layer(self.pool_other, other), -2).unsqueeze(-2),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from isac_gym.agents.networks.cooperative.layers import (
     EDGE_WIDTH,
     TalkLayer,
+    TradeLayer,
     UserLayer,
     apply_layer,
 )
@@ -79,10 +80,16 @@ class StationModel(nn.Module):
         width: Length w of a user's state.
         steps: Steps of each stage of the waveform search.
         talks: Rounds of the conversation.
+        trades: Whether stations know each other's states all the time.
     """
 
     def __init__(
-        self, generator: torch.Generator, width: int, steps: tuple[int, ...], talks: int
+        self,
+        generator: torch.Generator,
+        width: int,
+        steps: tuple[int, ...],
+        talks: int,
+        trades: bool = False,
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -111,6 +118,7 @@ class StationModel(nn.Module):
         self.layers = nn.ModuleList(
             UserLayer(width, OWN_FEATURES, OTHER_FEATURES) for _ in range(stages + 1)
         )
+        self.trades = nn.ModuleList(TradeLayer(width) for _ in range(trades * (stages + 1)))
         # Of own users power, dual power, correction of the slope, interference to expect.
         self.settings = nn.ModuleList(nn.Linear(width, 4) for _ in range(stages + 1))
         # Of other users the slope, and the weight in the precoder.
@@ -133,6 +141,10 @@ class StationModel(nn.Module):
         for head in (*self.settings, *self.burdens, *self.pace, self.slack):
             assert isinstance(head, nn.Linear)
             head.weight *= 0.1
+        for trade in self.trades:
+            assert isinstance(trade, TradeLayer)
+            trade.to_own.weight *= 0.3
+            trade.to_other.weight *= 0.3
         for talk in self.talks:
             assert isinstance(talk, TalkLayer)
             talk.own_outer.weight *= 0.3
@@ -222,7 +234,7 @@ class StationModel(nn.Module):
         stages = range(len(self.steps)) if scenario.radar == "learned" else ()
         for number in stages:
             features = links.describe_users(price, power, received, arriving)
-            own, other = self.layers[number](own, other, draft.edges, features)
+            own, other = self._deliberate(number, own, other, draft.edges, features)
             set_power, dual, correction, forecast = self._set(number, own)
             arriving = links.noise_power * torch.exp(forecast)
             noise = links.noise_power + arriving
@@ -246,7 +258,7 @@ class StationModel(nn.Module):
             )
             received = radar_interference(links.radar, streams)
         features = links.describe_users(price, power, received, arriving)
-        own, other = self.layers[-1](own, other, draft.edges, features)
+        own, other = self._deliberate(-1, own, other, draft.edges, features)
         set_power, dual, _, forecast = self._set(-1, own)
         noise = links.noise_power * (1.0 + torch.exp(forecast))
         _, weight = self._set_burden(-1, other)
@@ -263,6 +275,21 @@ class StationModel(nn.Module):
         shares = torch.cat([set_power, unused], -1).log_softmax(-1)[..., :users]
         amplitudes = links.budget**0.5 * torch.exp(0.5 * shares)
         return links.steer(importance) * amplitudes.unsqueeze(-2), streams
+
+    def _deliberate(
+        self,
+        number: int,
+        own: Tensor,
+        other: Tensor,
+        edges: Tensor,
+        features: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """States before a stage."""
+        if len(self.trades) and other.shape[-2]:
+            heard_own, heard_other = self.trades[number](own, other)
+            own, other = own + heard_own, other + heard_other
+        new_own, new_other = self.layers[number](own, other, edges, features)
+        return new_own, new_other
 
     def _set(self, number: int, own: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits of power and dual power, and two bounded logarithms, each (n, S, K)."""

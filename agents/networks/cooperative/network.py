@@ -156,6 +156,9 @@ class CooperativeNetwork(StationNetwork):
         train_bits: Numbers of bits to train for, each as ``message_bits``; None means
             ``message_bits`` alone.
         quantiser: How bits are drawn in training: ``"stochastic"``, ``"annealed"``, ``"gumbel"``.
+        full_csi: Whether every station knows the channels of all, and so what all the others think
+            at every stage: what the messages are held against. There are no parts then, and no
+            messages; it is a network for :class:`~isac_gym.agents.PrimalDual`.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -175,6 +178,7 @@ class CooperativeNetwork(StationNetwork):
         message_bits: int | None = 8,
         train_bits: Sequence[int | None] | None = None,
         quantiser: QuantiserKind = "stochastic",
+        full_csi: bool = False,
     ) -> None:
         super().__init__()
         scenario = system.scenario
@@ -191,6 +195,9 @@ class CooperativeNetwork(StationNetwork):
                 check_integer("train_bits", bits, 0)
         # Real numbers as -1, for tensors.
         self._train_bits = torch.tensor([-1 if bits is None else bits for bits in trained])
+        if not isinstance(full_csi, bool):
+            raise not_allowed("full_csi", full_csi, "True or False")
+        self.full_csi = full_csi
         self._quantiser = Quantiser(quantiser)
         self._generator: torch.Generator | None = None
         steps = tuple(count for _, count in self.stages)
@@ -199,6 +206,7 @@ class CooperativeNetwork(StationNetwork):
             check_integer("width", width, 2),
             steps,
             check_integer("talks", talks, 0),
+            trades=full_csi,
         )
         self._stations: Stations | None = None
 
@@ -212,7 +220,9 @@ class CooperativeNetwork(StationNetwork):
         if conditions is None:
             conditions = Conditions.of(self.system, len(observation))
         if self._stations is None:
-            self._stations = Stations(self.system, [step for step, _ in self.stages])
+            # No inference tensors even if first asked for in inference mode: training uses them.
+            with torch.inference_mode(False):
+                self._stations = Stations(self.system, [step for step, _ in self.stages])
         view = view_from_stations(self.system.codec.channels(observation))
         draft = self.model.draft(view, conditions.price, conditions.noise_power, self._stations)
         said = None
@@ -223,6 +233,8 @@ class CooperativeNetwork(StationNetwork):
 
     def _exchange(self, draft: Draft) -> tuple[Tensor, Tensor]:
         """What the messages of all stations mean, (n, J, K, w) and (n, J, V, w)."""
+        if self.full_csi:
+            return self.model.hear_states(draft.own, draft.other)
         own, other = self.model.say(draft)
         count, users, others = len(own), own.shape[-2], other.shape[-2]
         fixed = -1 if self.message_bits is None else self.message_bits
@@ -245,6 +257,8 @@ class CooperativeNetwork(StationNetwork):
 
     def make_station(self, station: int, price: float = 0.0) -> CooperativeStation:
         """See :meth:`~isac_gym.learning.stations.StationNetwork.make_station`."""
+        if self.full_csi:
+            raise not_allowed("full_csi", True, "False for parts that know their own channels")
         return CooperativeStation(
             self.system.scenario,
             station,
@@ -267,6 +281,8 @@ class CooperativeNetwork(StationNetwork):
         device: torch.device,
     ) -> CooperativeStation:
         """See :meth:`~isac_gym.learning.stations.StationNetwork.restore_station`."""
+        if options.get("full_csi"):
+            raise not_allowed("full_csi", True, "False for a station")
         cls.check_weights(options, {f"model.{name}": value for name, value in weights.items()})
         stages = _check_stages(options.get("stages", STAGES))
         model = StationModel(

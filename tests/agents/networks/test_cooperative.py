@@ -16,6 +16,7 @@ from small_agents import TOY, make, same
 from torch import Tensor
 
 from isac_gym import Scenario
+from isac_gym.agents import PrimalDual
 from isac_gym.agents.distributed import DistributedPrimalDual, load_station
 from isac_gym.agents.networks.cooperative.model import StationModel
 from isac_gym.agents.networks.cooperative.network import CooperativeNetwork, CooperativeStation
@@ -359,6 +360,24 @@ def test_training_raises_the_lagrangian_of_stations_that_disturb_each_other() ->
     assert np.mean(seen[-15:]) < np.mean(seen[:15])
 
 
+def test_with_full_csi_every_station_reacts_to_channels_that_it_does_not_see() -> None:
+    env = make(num_cells=3)
+    agent = PrimalDual(env, "tuned", architecture="cooperative", **{**QUICK, "full_csi": True})
+    first = agent.system.codec.channels(torch.randn(2, agent.system.codec.observation_size))
+    second = first.clone()
+    second[:, 2, 2] *= 1.5
+
+    def act(channels: Tensor) -> Any:
+        flat = channels.flatten(1)
+        action = agent.predict(torch.cat([flat.real, flat.imag], -1).numpy())[0]
+        return action.reshape(2, 3, -1)
+
+    assert not np.allclose(act(first)[:, 0], act(second)[:, 0], atol=1e-5)
+    agent.learn(2)
+    with pytest.raises(ValueError, match="full_csi must be False for parts"):
+        DistributedPrimalDual(env, "tuned", **{**QUICK, "full_csi": True})
+
+
 # Errors
 
 
@@ -373,6 +392,7 @@ def test_training_raises_the_lagrangian_of_stations_that_disturb_each_other() ->
         ({"width": 1}, "width"),
         ({"stages": ()}, "stages"),
         ({"quantiser": "dithered"}, "kind"),
+        ({"full_csi": 1}, "full_csi"),
         ({"gain_range": (0.5, 0.1)}, "gain_range"),
         ({"price_spread": 0.5}, "price_spread"),
     ],
