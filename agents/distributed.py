@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from isac_gym.agents.primal_dual import PrimalDual
@@ -12,6 +14,7 @@ from isac_gym.agents.transfer import TransferAgent
 from isac_gym.distributed import DistributedPolicy
 from isac_gym.learning.conditions import Conditions
 from isac_gym.learning.config import DISTRIBUTED_PRESETS
+from isac_gym.learning.network import make_network
 from isac_gym.learning.stations import (
     LearnedStation,
     StationNetwork,
@@ -82,6 +85,7 @@ class DistributedPrimalDual(TransferAgent, DistributedPolicy):
     kind: ClassVar[str] = "DistributedPrimalDual"
     saved_options: ClassVar[tuple[str, ...]] = ("transfer",)
     presets = DISTRIBUTED_PRESETS
+    _shares_batches: ClassVar[bool] = True
     network: StationNetwork
 
     def __init__(
@@ -108,11 +112,39 @@ class DistributedPrimalDual(TransferAgent, DistributedPolicy):
             raise not_allowed("control", control, "'beamforming' for the transfer")
         if source is not None and not self.transfer:
             raise not_allowed("source", source, "None without a transfer")
-        self.stations: list[LearnedStation] = [
-            self.network.make_station(station) for station in range(self.scenario.num_cells)
-        ]
+        self.stations: list[LearnedStation] = self._make_stations()
         if self.transfer:
             self._plan_transfer(source, preset, settings, device)
+
+    def _make_stations(self) -> list[LearnedStation]:
+        return [self.network.make_station(station) for station in range(self.scenario.num_cells)]
+
+    @property
+    def message_bits(self) -> int | None:
+        """Bits L of a message to one neighbour in a round; None sends real numbers.
+
+        Another number may be set where the same weights serve it, as those of ``"cooperative"`` do.
+        The stations are then made anew, and the price is that of the training until
+        :meth:`calibrate` settles it for such messages. Files keep the number.
+
+        Raises:
+            ValueError: If the number is not allowed, or the weights do not serve it.
+        """
+        return self.network.message_bits
+
+    @message_bits.setter
+    def message_bits(self, bits: int | None) -> None:
+        options = {**self.config.options, "message_bits": bits}
+        made = make_network(self.architecture, self.system, torch.Generator(), options)
+        try:
+            made.load_state_dict(self.network.state_dict())
+        except RuntimeError as error:
+            allowed = f"{self.message_bits}, which is what the weights are for"
+            raise not_allowed("message_bits", bits, allowed) from error
+        self.network.message_bits = bits
+        self.config = dataclasses.replace(self.config, options=options)
+        self.stations = self._make_stations()
+        self.calibrated = None
 
     def _resolve_transfer(self, transfer: bool | None) -> bool:
         if transfer is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
 from isac_gym.learning.agent import LearningAgent
 from isac_gym.learning.config import AgentConfig
-from isac_gym.learning.losses import Lagrangian, TrainingLoss
+from isac_gym.learning.losses import Lagrangian, Mixture, TrainingLoss
+from isac_gym.learning.multipliers import Multipliers
 from isac_gym.registry import register_agent
+from isac_gym.system.downlink import ISACSystem
 
 __all__ = ["NoDual", "PrimalDual"]
 
@@ -60,12 +63,34 @@ class PrimalDual(LearningAgent):
     kind: ClassVar[str] = "PrimalDual"
 
     def _make_loss(self) -> TrainingLoss:
+        own = self._make_lagrangian(self.system, self.multipliers, self.config.batch_size)
+        if not self.config.more_cells:
+            return own
+        parts: list[tuple[Lagrangian, ISACSystem | None]] = [(own, None)]
+        for cells in self.config.more_cells:
+            targets = itertools.islice(itertools.cycle(self.scenario.targets_by_cell), cells)
+            scenario = self.scenario.replace(num_cells=cells, target_angles_deg=tuple(targets))
+            system = ISACSystem(
+                scenario,
+                self.system.chosen_constraints,
+                dtype=self.system.dtype,
+                device=self.system.device,
+            )
+            # The same number of stations a batch.
+            batch_size = max(1, self.config.batch_size * self.scenario.num_cells // cells)
+            multipliers = self.make_multipliers(cells)
+            parts.append((self._make_lagrangian(system, multipliers, batch_size), system))
+        return Mixture(parts)
+
+    def _make_lagrangian(
+        self, system: ISACSystem, multipliers: Multipliers, batch_size: int
+    ) -> Lagrangian:
         config = self.config
         return Lagrangian(
-            self.system,
+            system,
             self.channel_model,
-            config.batch_size,
-            self.multipliers,
+            batch_size,
+            multipliers,
             self.priced,
             relative=config.relative_constraints,
             step_size=config.dual_step_size,

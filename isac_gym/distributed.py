@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -18,9 +18,12 @@ from isac_gym.policy import SystemPolicy
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import Exchange, isolate_station, view_from_stations
+from isac_gym.threads import run_in_threads
 
 __all__ = ["DistributedPolicy", "Memory", "Received", "StationPolicy"]
 
+_LEAST_SHARE: Final = 64
+"""Blocks a thread below which a batch is not shared out."""
 Memory = dict[str, Any]
 """What a station's part keeps of its own work between the calls of one block."""
 Received = Sequence[Tensor]
@@ -104,6 +107,8 @@ class DistributedPolicy(SystemPolicy):
     """
 
     stations: Sequence[StationPolicy]
+    _shares_batches: ClassVar[bool] = False
+    """Whether large batches are shared out to threads: for parts of many small operations."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -129,27 +134,47 @@ class DistributedPolicy(SystemPolicy):
         Returns:
             Real tensor (n, A) within [-1, 1].
         """
-        first = self.stations[0]
-        exchange = Exchange(
-            self.scenario.num_cells, first.message_bits, flip_probability=self.flip_probability
-        )
-        views = view_from_stations(estimates).unbind(1)
-        memories: list[Memory] = [{} for _ in self.stations]
-        received: list[tuple[Tensor, ...]] = [() for _ in self.stations]
-        for _ in range(first.rounds):
-            sent = [
-                part.message(view, heard, memory)
+        workers = torch.get_num_threads() if self._shares_batches else 1
+        if estimates.device.type != "cpu" or len(estimates) < workers * _LEAST_SHARE:
+            workers = 1
+        parts = estimates.chunk(workers)
+        exchanges = [
+            Exchange(
+                self.scenario.num_cells,
+                self.stations[0].message_bits,
+                flip_probability=self.flip_probability,
+                seed=seed,
+            )
+            for seed in range(len(parts))
+        ]
+        if len(parts) == 1:
+            actions = [self._converse(estimates, exchanges[0])]
+        else:
+            actions = run_in_threads(self._converse, workers, parts, exchanges)
+        self.exchange = exchanges[0]
+        for other in exchanges[1:]:
+            self.exchange.add(other)
+        return torch.cat(actions)
+
+    def _converse(self, estimates: Tensor, exchange: Exchange) -> Tensor:
+        # A thread of its own does not know that its caller wants no gradient.
+        with torch.inference_mode():
+            views = view_from_stations(estimates).unbind(1)
+            memories: list[Memory] = [{} for _ in self.stations]
+            received: list[tuple[Tensor, ...]] = [() for _ in self.stations]
+            for _ in range(self.stations[0].rounds):
+                sent = [
+                    part.message(view, heard, memory)
+                    for part, view, heard, memory in zip(
+                        self.stations, views, received, memories, strict=True
+                    )
+                ]
+                arrived = exchange.swap(sent)
+                received = [(*heard, new) for heard, new in zip(received, arrived, strict=True)]
+            actions = [
+                part.act(view, heard, memory)
                 for part, view, heard, memory in zip(
                     self.stations, views, received, memories, strict=True
                 )
             ]
-            arrived = exchange.swap(sent)
-            received = [(*heard, new) for heard, new in zip(received, arrived, strict=True)]
-        self.exchange = exchange
-        actions = [
-            part.act(view, heard, memory)
-            for part, view, heard, memory in zip(
-                self.stations, views, received, memories, strict=True
-            )
-        ]
-        return torch.cat(actions, -1)
+            return torch.cat(actions, -1)

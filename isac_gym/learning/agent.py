@@ -106,19 +106,24 @@ class LearningAgent(SystemPolicy):
             self.grid = ConditionGrid(
                 self.scenario, self.priced, config.snr_range_db, config.threshold_range
             )
+        self.multipliers = self.make_multipliers(self.scenario.num_cells)
+        self.calibrated: Tensor | None = None
+        self._companions: set[Path] = set()
+
+    def make_multipliers(self, num_cells: int) -> Multipliers:
+        """Multipliers as the settings say, for a number of stations."""
+        config = self.config
         initial = {} if self.priced is None else {self.priced.name: config.initial_multiplier}
-        self.multipliers: Multipliers = make_multipliers(
+        return make_multipliers(
             config.dual_rule,
             list(self.system.limits),
-            self.scenario.num_cells,
+            num_cells,
             config.dual_step_size,
             gain=config.dual_gain,
             initial=initial,
             points=None if self.grid is None else self.grid.size,
             device=self.system.device,
         )
-        self.calibrated: Tensor | None = None
-        self._companions: set[Path] = set()
 
     def _adapt(self, config: AgentConfig) -> AgentConfig:
         """The settings as this agent uses them."""

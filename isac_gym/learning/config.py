@@ -58,6 +58,8 @@ class AgentConfig:
         price_spread: Largest factor by which the price of a block is more or less than the
             multiplier's, drawn for each block, uniformly in its logarithm: a network that has met
             other prices knows what they mean. 1 means the multiplier's alone.
+        more_cells: Numbers of stations to train for beside the scenario's, one drawn for each
+            batch; they have the scenario's targets in turn.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -83,6 +85,7 @@ class AgentConfig:
     calibration_channels: int = 0
     gain_range: tuple[float, float] | None = None
     price_spread: float = 1.0
+    more_cells: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.architecture, str):
@@ -110,6 +113,10 @@ class AgentConfig:
         if self.dual_rule == "augmented" and self.dual_gain == 0:
             raise not_allowed("dual_gain", self.dual_gain, "> 0 for dual_rule 'augmented'")
         check_real("price_spread", self.price_spread, "a number in [1, 100]", _is_spread)
+        if not isinstance(self.more_cells, Sequence) or isinstance(self.more_cells, str):
+            raise not_allowed("more_cells", self.more_cells, "a sequence of integers >= 1")
+        cells = tuple(check_integer("more_cells", value, 1) for value in self.more_cells)
+        object.__setattr__(self, "more_cells", cells)
         if self.gain_range is not None:
             allowed = "None or (least, largest), of positive numbers"
             if not isinstance(self.gain_range, Sequence) or len(self.gain_range) != 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +16,12 @@ from isac_gym.channels.base import ChannelModel
 from isac_gym.learning.conditions import ConditionGrid, Conditions
 from isac_gym.learning.labels import Labels
 from isac_gym.learning.multipliers import Multipliers
+from isac_gym.learning.network import Network
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome
 from isac_gym.system.simulation import Simulation
 
-__all__ = ["Imitation", "Lagrangian", "LossValue", "TrainingLoss"]
+__all__ = ["Imitation", "Lagrangian", "LossValue", "Mixture", "TrainingLoss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +183,54 @@ class Lagrangian:
             return None
         value = self._multipliers.values[self._priced.name]
         return value if self._relative else value * self._system.limits[self._priced.name]
+
+
+class Mixture:
+    """Several Lagrangians in turn, drawn for each batch, each with multipliers of its own.
+
+    So that one network is trained for systems of several sizes.
+
+    Args:
+        parts: The Lagrangians, each with the system that the network is to be on
+            (:meth:`~isac_gym.learning.network.Network.on`); None leaves it on its own. Reports are
+            those of the first.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Lagrangian, ISACSystem | None]]) -> None:
+        self._parts = list(parts)
+        self._last = 0
+
+    def evaluate(self, network: nn.Module, rng: np.random.Generator) -> LossValue:
+        """See :meth:`TrainingLoss.evaluate`."""
+        self._last = int(rng.integers(len(self._parts)))
+        loss, system = self._parts[self._last]
+        if system is not None:
+            assert isinstance(network, Network)
+            network = network.on(system)
+        return loss.evaluate(network, rng)
+
+    def update(self, value: LossValue, progress: float) -> None:
+        """See :meth:`TrainingLoss.update`: a step of dual ascent of the part that was drawn."""
+        self._parts[self._last][0].update(value, progress)
+
+    def multipliers(self) -> dict[str, float]:
+        """See :meth:`TrainingLoss.multipliers`."""
+        return self._parts[0][0].multipliers()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See :meth:`TrainingLoss.state_dict`."""
+        return {
+            f"{index}.{name}": value
+            for index, (loss, _) in enumerate(self._parts)
+            for name, value in loss.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See :meth:`TrainingLoss.load_state_dict`."""
+        for index, (loss, _) in enumerate(self._parts):
+            prefix = f"{index}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            loss.load_state_dict(own)
 
 
 def _draw_log_uniform(

@@ -67,6 +67,19 @@ class Network(nn.Module, ABC):
             progress: Share of the training that is done, in [0, 1).
         """
 
+    def on(self, system: ISACSystem) -> Network:
+        """This network, with the same weights, for another system.
+
+        Args:
+            system: A system with other numbers of stations, users or antennas.
+
+        Raises:
+            ValueError: If its weights serve its own system alone.
+        """
+        raise ValueError(
+            f"{type(self).__name__} must have weights that fit other sizes to be on another system"
+        )
+
     @classmethod
     def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Check that options from a file fit its tensors, before anything of their size is made.

@@ -38,7 +38,7 @@ _DIMENSIONS: Final = (
     "precoder_directions",
     "num_radar_streams",
 )
-_ADDED_FIELDS: Final = {"gain_range", "price_spread"}
+_ADDED_FIELDS: Final = {"gain_range", "price_spread", "more_cells"}
 """Settings that files of the same format need not have, because they came later."""
 _LARGEST_SIZE: Final = 1024
 """Of a scenario in a file: what is made of it grows with the square and more."""

@@ -129,6 +129,11 @@ class Exchange:
         self.blocks += len(sent[0])
         return tuple(received)
 
+    def add(self, other: Exchange) -> None:
+        """Count what another exchange has moved as well."""
+        self.counts += other.counts
+        self.blocks += other.blocks
+
     def _check_message(self, message: Tensor, first: Tensor, station: int) -> None:
         width = first.shape[-1] if self.message_bits is None else self.message_bits
         expected = (len(first), self.num_cells - 1, width)

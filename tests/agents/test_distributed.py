@@ -230,6 +230,55 @@ def test_inverted_bits_are_heard_inverted() -> None:
     assert torch.equal(actions[:, :ACTION], expected)
 
 
+def cooperative(cells: int = 3, **changes: Any) -> DistributedPrimalDual:
+    """A small agent whose weights serve messages of any length."""
+    options = {"width": 8, "stages": ((6.0, 2),), "calibration_channels": 0, **changes}
+    return DistributedPrimalDual(make(num_cells=cells), "tuned", **options)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 12, None])
+def test_another_length_of_the_messages(bits: int | None, tmp_path: Path) -> None:
+    """The same as an agent of that length with the same weights."""
+    agent, expected = cooperative(message_bits=3), cooperative(message_bits=bits)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for value in agent.network.parameters():
+            value += 0.1 * torch.randn(value.shape, generator=generator)
+    expected.network.load_state_dict(agent.network.state_dict())
+    observation = observe(draw(3, 6)).numpy()
+    before = agent.predict(observation)[0]
+    agent.calibrated = torch.ones(3)
+    agent.message_bits = bits
+    assert agent.calibrated is None
+    assert agent.message_bits == agent.bits_per_link == bits
+    action = agent.predict(observation)[0]
+    assert not np.array_equal(action, before)
+    np.testing.assert_array_equal(action, expected.predict(observation)[0])
+    assert agent.exchange is not None
+    moved = agent.exchange.counts[0, 1] / len(observation)
+    assert moved == (32 * 8 * 3 * USERS if bits is None else bits), "real ones are all states"
+    agent.save(tmp_path / "agent.zip")
+    loaded = DistributedPrimalDual.load(tmp_path / "agent.zip")
+    assert loaded.message_bits == bits
+    np.testing.assert_array_equal(loaded.predict(observation)[0], action)
+    agent.save_station(1, tmp_path / "station.zip")
+    assert load_station(tmp_path / "station.zip").message_bits == bits
+
+
+def test_a_length_that_the_weights_do_not_serve() -> None:
+    own, able = agent_of(3), cooperative(3)
+    own.message_bits = BITS
+    stations = own.stations
+    for bits in (0, BITS - 1, BITS + 1):
+        with pytest.raises(ValueError, match=rf"message_bits must be {BITS}, .*got {bits}"):
+            own.message_bits = bits
+    for bits in (-1, 2.5, True, 10**6):
+        with pytest.raises(ValueError, match=rf"message_bits must be .*got {bits}"):
+            able.message_bits = bits  # type: ignore[assignment]
+    assert (own.message_bits, able.message_bits) == (BITS, 8)
+    assert own.stations is stations
+
+
 # Training
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -155,7 +156,8 @@ class CooperativeNetwork(StationNetwork):
             all users.
         train_bits: Numbers of bits to train for, each as ``message_bits``; None means
             ``message_bits`` alone.
-        quantiser: How bits are drawn in training: ``"stochastic"``, ``"annealed"``, ``"gumbel"``.
+        quantiser: How bits are drawn in training, a kind of
+            :class:`~isac_gym.agents.networks.cooperative.quantiser.Quantiser`.
         full_csi: Whether every station knows the channels of all, and so what all the others think
             at every stage: what the messages are held against. There are no parts then, and no
             messages; it is a network for :class:`~isac_gym.agents.PrimalDual`.
@@ -177,7 +179,7 @@ class CooperativeNetwork(StationNetwork):
         talks: int = 3,
         message_bits: int | None = 8,
         train_bits: Sequence[int | None] | None = None,
-        quantiser: QuantiserKind = "stochastic",
+        quantiser: QuantiserKind = "hardened",
         full_csi: bool = False,
     ) -> None:
         super().__init__()
@@ -209,6 +211,16 @@ class CooperativeNetwork(StationNetwork):
             trades=full_csi,
         )
         self._stations: Stations | None = None
+        self._others: dict[ISACSystem, Stations] = {}
+
+    def on(self, system: ISACSystem) -> CooperativeNetwork:
+        """See :meth:`~isac_gym.learning.network.Network.on`."""
+        found = copy.copy(self)  # the weights are shared, and what a training has set
+        found.system = system
+        found._stations = self._others.get(system)
+        if found._stations is None:
+            found._stations = self._others[system] = self._make_stations(system)
+        return found
 
     def prepare_batch(self, rng: np.random.Generator, progress: float) -> None:
         """See :meth:`~isac_gym.learning.network.Network.prepare_batch`."""
@@ -220,9 +232,7 @@ class CooperativeNetwork(StationNetwork):
         if conditions is None:
             conditions = Conditions.of(self.system, len(observation))
         if self._stations is None:
-            # No inference tensors even if first asked for in inference mode: training uses them.
-            with torch.inference_mode(False):
-                self._stations = Stations(self.system, [step for step, _ in self.stages])
+            self._stations = self._make_stations(self.system)
         view = view_from_stations(self.system.codec.channels(observation))
         draft = self.model.draft(view, conditions.price, conditions.noise_power, self._stations)
         said = None
@@ -230,6 +240,11 @@ class CooperativeNetwork(StationNetwork):
             said = self.model.talk(*self._exchange(draft))
         precoders, streams = self.model.design(draft, self._stations, said)
         return self.system.codec.encode(precoders=precoders, streams=streams, check=False)
+
+    def _make_stations(self, system: ISACSystem) -> Stations:
+        # No inference tensors even if first asked for in inference mode: training uses them.
+        with torch.inference_mode(False):
+            return Stations(system, [step for step, _ in self.stages])
 
     def _exchange(self, draft: Draft) -> tuple[Tensor, Tensor]:
         """What the messages of all stations mean, (n, J, K, w) and (n, J, V, w)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,19 +11,21 @@ from isac_gym.validation import check_choice
 
 __all__ = ["Quantiser", "QuantiserKind"]
 
-QuantiserKind: TypeAlias = Literal["stochastic", "annealed", "gumbel"]
+QuantiserKind: TypeAlias = Literal["stochastic", "hardened", "annealed", "gumbel"]
+
+_LARGEST_SLOPE: Final = 20.0
 
 
 class _StochasticBits(torch.autograd.Function):
-    """+1 with probability (1+v)/2, else -1; the gradient passes as if nothing had happened."""
+    """+1 with probability (1+cv)/2, else -1; the gradient passes as if nothing had happened."""
 
     @staticmethod
-    def forward(ctx: object, values: Tensor, drawn: Tensor) -> Tensor:
-        return torch.where(drawn < 0.5 * (1.0 + values), 1.0, -1.0).to(values.dtype)
+    def forward(ctx: object, values: Tensor, drawn: Tensor, slope: float) -> Tensor:
+        return torch.where(drawn < 0.5 * (1.0 + slope * values), 1.0, -1.0).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 class Quantiser:
@@ -31,6 +33,8 @@ class Quantiser:
 
     * ``"stochastic"``: each bit is +1 with probability (1+v)/2, else -1. Its expectation is v, so
       its gradient passes straight through.
+    * ``"hardened"``: the same in the first half of a training; in the second the odds steepen until
+      nearly all bits are signs, so that those who hear them learn what they will hear.
     * ``"annealed"``: tanh of v times a slope that rises as training goes: values that become bits.
     * ``"gumbel"``: the binary concrete distribution, a differentiable relaxation of the first, with
       a temperature that falls.
@@ -59,11 +63,14 @@ class Quantiser:
             Tensor of the same shape.
         """
         if self.kind == "annealed":
-            return torch.tanh((1.0 + 20.0 * self.progress) * torch.atanh(0.999 * values))
+            return torch.tanh((1.0 + _LARGEST_SLOPE * self.progress) * torch.atanh(0.999 * values))
         drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
         drawn = drawn.to(values.device)
-        if self.kind == "stochastic":
-            bits: Tensor = _StochasticBits.apply(values, drawn)  # type: ignore[no-untyped-call]
+        if self.kind in ("stochastic", "hardened"):
+            slope = 1.0
+            if self.kind == "hardened":
+                slope += _LARGEST_SLOPE * max(0.0, 2.0 * self.progress - 1.0)
+            bits: Tensor = _StochasticBits.apply(values, drawn, slope)  # type: ignore[no-untyped-call]
             return bits
         noise = torch.logit(drawn.clamp(1e-6, 1.0 - 1e-6))
         temperature = 1.0 - 0.9 * self.progress

@@ -333,7 +333,12 @@ def test_every_weight_is_reached_by_the_gradient() -> None:
 
 @pytest.mark.parametrize("quantiser", ["stochastic", "annealed", "gumbel"])
 def test_a_training_goes_on_where_it_was_killed(tmp_path: Path, quantiser: str) -> None:
-    options = {"train_bits": (0, 5, None), "quantiser": quantiser, "gain_range": (0.01, 1.0)}
+    options = {
+        "train_bits": (0, 5, None),
+        "quantiser": quantiser,
+        "gain_range": (0.01, 1.0),
+        "more_cells": (1, 3),
+    }
     whole = agent_of(2, **options, price_spread=2.0).learn()
 
     killed = agent_of(2, **options, price_spread=2.0)
@@ -395,6 +400,8 @@ def test_with_full_csi_every_station_reacts_to_channels_that_it_does_not_see() -
         ({"full_csi": 1}, "full_csi"),
         ({"gain_range": (0.5, 0.1)}, "gain_range"),
         ({"price_spread": 0.5}, "price_spread"),
+        ({"more_cells": (0,)}, "more_cells"),
+        ({"more_cells": "3"}, "more_cells"),
     ],
 )
 def test_what_is_not_allowed_is_named(options: dict[str, Any], named: str) -> None:

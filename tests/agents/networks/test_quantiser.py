@@ -103,6 +103,22 @@ def test_annealed_values_become_bits_as_training_goes() -> None:
     assert torch.equal(stages[1], draw("annealed", values, seed=9, progress=0.3)), "no randomness"
 
 
+def test_hardened_bits_are_stochastic_at_first_and_signs_in_the_end() -> None:
+    hardened, stochastic = Quantiser("hardened"), Quantiser("stochastic")
+    values = torch.linspace(-0.9, 0.9, 1001, requires_grad=True)
+    for progress in (0.0, 0.5):
+        hardened.progress = progress
+        drawn = [q.draw(values, torch.Generator().manual_seed(3)) for q in (hardened, stochastic)]
+        assert torch.equal(*drawn)
+    hardened.progress = 1.0
+    bits = hardened.draw(values, torch.Generator().manual_seed(3))
+    (bits * torch.arange(1001.0)).sum().backward()
+    clear = values.detach().abs() > 1.0 / 21.0
+    assert torch.equal(bits[clear], Quantiser.decide(values.detach())[clear])
+    assert values.grad is not None
+    assert torch.equal(values.grad, torch.arange(1001.0))
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.999])
 def test_the_binary_concrete_has_the_odds_of_the_bit_at_every_temperature(progress: float) -> None:
     inside = VALUES[1:-1]
