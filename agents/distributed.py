@@ -38,13 +38,23 @@ __all__ = ["DistributedPrimalDual", "load_station"]
     rank=70,
 )
 @register_agent(
+    "distributed-primal-dual-wide",
+    "the same for any number of bits, a range of couplings and numbers of stations",
+    options={"preset": "wide"},
+    controls=("beamforming",),
+    schedulings=("all",),
+    learns=True,
+    is_default=False,
+    rank=71,
+)
+@register_agent(
     "distributed-primal-dual-paper",
     "stations with networks of their own that exchange bits, to the letter of the paper",
     options={"preset": "paper"},
     controls=("power", "beamforming"),
     learns=True,
     is_default=False,
-    rank=71,
+    rank=72,
 )
 class DistributedPrimalDual(TransferAgent, DistributedPolicy):
     """Primal-dual learning of stations that decide from their own channels and a few bits.

@@ -28,6 +28,7 @@ __all__ = ["NoDual", "PrimalDual"]
     "primal-dual learning, unfolded policy",
     options={"preset": "tuned"},
     learns=True,
+    most_cells=1,
     rank=61,
 )
 @register_agent(

@@ -15,6 +15,7 @@ from isac_gym.physics.sensing.coarse import ExactSensing
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.policy import SystemPolicy
 from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem, RateProblem
+from isac_gym.solvers.waveform import move_within_limit
 from isac_gym.solvers.wmmse import maximise_rate
 from isac_gym.validation import not_allowed
 
@@ -23,8 +24,6 @@ __all__ = ["CoordinatedDesign", "CoordinatedPolicy", "Problems"]
 _PROBLEMS = 4096
 """Problems searched at a time: enough for long vectors, few enough for their memory."""
 _AVOIDANCE = 30.0
-_MARGIN = 1e-5
-"""Relative excess over ε up to which a waveform is feasible: rounding in single precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,25 +228,9 @@ class CoordinatedPolicy(SystemPolicy):
 
     def _make_feasible(self, streams: Tensor) -> Tensor:
         """V (n, M_R, r), those that exceed ε moved towards the best until they do not."""
-        power = self.scenario.radar_power
-        limit = (1.0 + _MARGIN) * self.scenario.sensing_threshold
-        outside = self._compute_loss(streams) > limit
-        if not bool(outside.any()):
-            return streams
         best = self._repeat_best(len(streams))
-        # Turned so that the path between the two is short; R does not change by that.
-        left, _, right = torch.linalg.svd(best.mH @ streams)
-        best = best @ (left @ right)
-        low = torch.zeros_like(streams.real[:, :1, :1])
-        high = torch.ones_like(low)
-        inside = best
-        for _ in range(14):
-            middle = 0.5 * (low + high)
-            trial = normalise_rows((1.0 - middle) * streams + middle * best, power)
-            over = (self._compute_loss(trial) > limit)[:, None, None]
-            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-            inside = torch.where(over, inside, trial)
-        return torch.where(outside[:, None, None], inside, streams)
+        threshold, power = self.scenario.sensing_threshold, self.scenario.radar_power
+        return move_within_limit(streams, best, self._compute_loss, threshold, power)
 
     def _complete(
         self,

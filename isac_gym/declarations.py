@@ -72,15 +72,15 @@ class Entry:
         Raises:
             ValueError: If it is for another control mode, radar, scheduling or number of stations.
         """
+        for field, value, allowed in self._list_needs(scenario):
+            if value not in allowed:
+                names = " or ".join(map(repr, sorted(allowed)))
+                raise ValueError(f"{field} must be {names} for {self.name!r}, got {value!r}")
         if scenario.num_cells < self.least_cells:
             raise ValueError(
                 f"num_cells must be at least {self.least_cells} for {self.name!r}, got "
                 f"{scenario.num_cells}"
             )
-        for field, value, allowed in self._list_needs(scenario):
-            if value not in allowed:
-                names = " or ".join(map(repr, sorted(allowed)))
-                raise ValueError(f"{field} must be {names} for {self.name!r}, got {value!r}")
 
     def _list_needs(self, scenario: Any) -> list[tuple[str, str, tuple[str, ...]]]:
         """Fields of a scenario, their values, and those that it is for."""

@@ -205,20 +205,33 @@ PRESETS: Final[Mapping[str, AgentConfig]] = {
 same for a range of SNR and thresholds. ``model-based``: a fully connected network with model-based
 outputs."""
 
+_COOPERATIVE = dataclasses.replace(
+    _TUNED,
+    architecture="cooperative",
+    options={},
+    iterations=400,
+    batch_size=48,
+    learning_rate=1.5e-3,
+    final_learning_rate=2e-5,
+    gradient_clip=1.0,
+    dual_step_size=5.0,
+    final_dual_step_size=1.0,
+    initial_multiplier=10.0,
+    calibration_channels=1024,
+)
+
 DISTRIBUTED_PRESETS: Final[Mapping[str, AgentConfig]] = {
     "paper": dataclasses.replace(PRESETS["paper"], architecture="distributed-direct"),
-    "tuned": dataclasses.replace(
-        _TUNED,
-        architecture="cooperative",
-        options={},
-        iterations=400,
-        batch_size=48,
-        learning_rate=1.5e-3,
-        gradient_clip=1.0,
-        dual_step_size=5.0,
-        initial_multiplier=10.0,
-        calibration_channels=1024,
+    "tuned": _COOPERATIVE,
+    "wide": dataclasses.replace(
+        _COOPERATIVE,
+        options={"train_bits": (0, 1, 2, 4, 8, 16, 32, None)},
+        iterations=3000,
+        gain_range=(0.01, 1.0),
+        price_spread=2.0,
+        more_cells=(2, 3, 4, 7),
     ),
 }
-"""The same of agents whose stations decide each by itself: ``paper`` is Algorithm 2 with the
-settings of Section V, ``tuned`` what works best."""
+"""The same of agents whose stations decide each by itself. ``paper``: Algorithm 2 with the settings
+of Section V. ``tuned``: what works best. ``wide``: the same for any number of bits, a range of
+couplings, and several numbers of stations."""

@@ -8,7 +8,8 @@ many columns as rows, every local minimum is global (see :mod:`isac_gym.solvers.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from isac_gym.physics.sensing.coarse import Sensing
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.solvers.lbfgs import BatchedLBFGS
 
-__all__ = ["Objective", "WaveformSearch"]
+__all__ = ["Objective", "WaveformSearch", "move_within_limit"]
 
 _LARGEST_MULTIPLIER = 1e4
+_MARGIN: Final = 1e-5
+"""Relative excess over ε up to which a waveform is feasible: rounding in single precision."""
+_HALVINGS: Final = 14
 
 
 class Objective(Protocol):
@@ -180,3 +184,41 @@ class WaveformSearch:
         self.excess = torch.where(mask, excess, self.excess)
         if self.objective is not None:
             self.objective.accept(mask, inner)
+
+
+def move_within_limit(
+    streams: Tensor,
+    best: Tensor,
+    compute_loss: Callable[[Tensor], Tensor],
+    threshold: float,
+    power: float,
+) -> Tensor:
+    """Waveforms, those whose sensing loss exceeds ε moved towards the best until it does not.
+
+    Args:
+        streams: V, complex (n, M, r), in √W.
+        best: V with the smallest loss, of a shape that expands to that of ``streams``.
+        compute_loss: L_r (n,) of V (n, M, r).
+        threshold: ε.
+        power: P_R, in W.
+
+    Returns:
+        V, complex (n, M, r); what kept ε is as it was.
+    """
+    limit = (1.0 + _MARGIN) * threshold
+    outside = compute_loss(streams) > limit
+    if not bool(outside.any()):
+        return streams
+    # Turned so that the path between the two is short; R does not change by that.
+    left, _, right = torch.linalg.svd(best.mH @ streams)
+    best = best @ (left @ right)
+    low = torch.zeros_like(streams.real[:, :1, :1])
+    high = torch.ones_like(low)
+    inside = best
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        trial = normalise_rows((1.0 - middle) * streams + middle * best, power)
+        over = (compute_loss(trial) > limit)[:, None, None]
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        inside = torch.where(over, inside, trial)
+    return torch.where(outside[:, None, None], inside, streams)
