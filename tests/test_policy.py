@@ -92,13 +92,18 @@ def options_of(name: str) -> dict[str, Any]:
 def test_registered_agents_choose_valid_actions(
     name: str, control: str, radar: str, scheduling: str
 ) -> None:
-    env = make(control=control, radar=radar, scheduling=scheduling)
+    cells = REGISTERED[name].least_cells
+    env = make(control=control, radar=radar, scheduling=scheduling, num_cells=cells)
     if control not in REGISTERED[name].controls:
         with pytest.raises(ValueError, match=f"control.*'{control}'"):
             make_agent(name, env)
         return
     if radar not in REGISTERED[name].radars:
         with pytest.raises(ValueError, match=f"radar.*'{radar}'"):
+            make_agent(name, env)
+        return
+    if scheduling not in REGISTERED[name].schedulings:
+        with pytest.raises(ValueError, match=f"scheduling.*'{scheduling}'"):
             make_agent(name, env)
         return
     agent = make_agent(name, env, **options_of(name))
@@ -128,7 +133,8 @@ def test_registered_agents_serve_several_cells(name: str, cells: int) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in REGISTERED if not n.startswith("random")])
-def test_a_batch_is_decided_row_by_row(env: gym.Env[Any, Any], name: str) -> None:
+def test_a_batch_is_decided_row_by_row(name: str) -> None:
+    env = make(num_cells=REGISTERED[name].least_cells)
     agent = make_agent(name, env, **options_of(name))
     batch = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
     rows = np.stack([agent.predict(row)[0] for row in batch])
@@ -144,6 +150,14 @@ def test_a_batch_is_decided_row_by_row(env: gym.Env[Any, Any], name: str) -> Non
     else:
         np.testing.assert_allclose(together, rows, atol=1e-5)
     assert len(np.unique(rows.round(3), axis=0)) == 5
+
+
+def test_agents_for_several_stations_are_refused_with_one() -> None:
+    names = [name for name, entry in REGISTERED.items() if entry.least_cells > 1]
+    assert "joint-network" in names
+    for name in names:
+        with pytest.raises(ValueError, match=r"num_cells must be at least 2.*got 1"):
+            make_agent(name, make())
 
 
 def test_state_is_handed_through(env: gym.Env[Any, Any]) -> None:

@@ -13,24 +13,26 @@ import torch
 from isac_gym.agents import PrimalDual, load_agent
 from isac_gym.baselines import JointOracle
 from isac_gym.channels.process import ChannelProcess
+from isac_gym.evaluation import evaluate, evaluation_set
 from isac_gym.learning.pretrained import find_pretrained, list_pretrained
 
 
 def test_names() -> None:
-    assert list_pretrained() == ["paper", "power", "unfolded", "wide"]
+    assert list_pretrained() == ["distributed", "paper", "power", "unfolded", "wide"]
 
 
-@pytest.mark.parametrize("name", ["paper", "power", "unfolded", "wide"])
+@pytest.mark.parametrize("name", ["distributed", "paper", "power", "unfolded", "wide"])
 def test_it_loads_without_an_environment_and_says_how_it_was_made(name: str) -> None:
     agent = load_agent(f"pretrained:{name}")
-    env = gym.make("ISAC-MISO-v0", control="power" if name == "power" else "beamforming")
+    scenario = {"distributed": "three-cells", "power": "power"}.get(name)
+    env = gym.make("ISAC-MISO-v0", scenario=scenario)
     assert agent.scenario == env.unwrapped.scenario  # type: ignore[attr-defined]
     observation, _ = env.reset(seed=1)
     action, _ = agent.predict(observation, deterministic=True)
     assert env.action_space.contains(action)
     with zipfile.ZipFile(find_pretrained(f"pretrained:{name}")) as archive:
         notes = json.loads(archive.read("agent.json"))["notes"]
-    assert notes["command"].startswith("isac-gym train primal-dual")
+    assert notes["command"].startswith(("isac-gym train primal-dual", "isac-gym train distributed"))
     assert "--seed 0" in notes["command"]
 
 
@@ -73,3 +75,19 @@ def test_the_wide_one_warns_outside_its_range() -> None:
     env = gym.make("ISAC-MISO-v0", snr_db=30.0)
     with pytest.warns(UserWarning, match=r"snr_range_db=\(0\.0, 20\.0\).*snr_db=30"):
         PrimalDual.load("pretrained:wide", env)
+
+
+@pytest.mark.slow
+def test_the_distributed_one_needs_no_more_for_its_scenario_and_talking_pays() -> None:
+    env = gym.make("ISAC-MISO-v0", scenario="three-cells", intercell_gain=0.3)
+    blocks = evaluation_set(env.unwrapped.scenario, env.unwrapped.channel_model, 128, 3)  # type: ignore[attr-defined]
+    agent = load_agent("pretrained:distributed", env)
+    rates = []
+    for bits in (0, 8, 32):
+        agent.message_bits = bits
+        agent.calibrate(256)
+        result = evaluate(agent, env, blocks)
+        assert result.constraints["sensing"].worst_mean <= 1.03 * 0.12
+        rates.append(result.spectral_efficiency)
+    assert rates[1] > 1.08 * rates[0]
+    assert rates[2] > 1.02 * rates[1]
