@@ -80,7 +80,7 @@ def calibrate_price(
         log_guess,
         system.scenario.num_cells,
         # What one station does may depend on the prices of others only if they talk.
-        method="together" if network.couples_stations else "each",
+        method="coupled" if network.couples_stations else "each",
         tolerance=margin,
         least=_LEAST_LOG_PRICE,
         limit=(priced.limit_field or f"the limit of {priced.name}", limit),

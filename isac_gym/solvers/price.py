@@ -21,6 +21,10 @@ _Excess: TypeAlias = Callable[[Prices], Prices]
 
 _LARGEST_LOG: Final = 9.0
 _MOST_EVALUATIONS: Final = 16
+_USUAL_FALL: Final = 0.25
+"""By what a mean falls, relative to its limit, as the price is e-folded."""
+_COUPLED_TOLERANCE: Final = 0.02
+"""Excess up to which prices of coupled stations count as settled."""
 _ROUNDING: Final = 1e-5
 """Excess of a mean that is at its limit whatever the price, as of a power that is used up."""
 
@@ -30,7 +34,7 @@ def settle_prices(
     guess: Callable[[], Prices],
     cells: int,
     *,
-    method: Literal["together", "each"],
+    method: Literal["together", "each", "coupled"],
     tolerance: float,
     least: float,
     limit: tuple[str, float],
@@ -47,7 +51,8 @@ def settle_prices(
             logarithms, and ends by the excess: few evaluations, for those that take long.
             ``"each"`` asks for the same price at all stations and finds every station's by Brent's
             method, to 0.2 % of the price, for evaluations that are cheap; a mean may then exceed
-            its limit by what that changes, less the tolerance.
+            its limit by what that changes, less the tolerance. ``"coupled"`` is for means that
+            depend on the prices of other stations as well: secant steps of all stations at once.
         tolerance: How far a mean may stay below its limit, relative.
         least: Logarithm of the least price that is considered.
         limit: Name and value of the limit, for the message.
@@ -58,8 +63,8 @@ def settle_prices(
     Raises:
         ValueError: If no price keeps the limit.
     """
-    search = _search_together if method == "together" else _search_each
-    found = search(excess, guess, cells, tolerance, least)
+    searches = {"together": _search_together, "each": _search_each, "coupled": _search_coupled}
+    found = searches[method](excess, guess, cells, tolerance, least)
     if not np.isfinite(found).all():
         name, value = limit
         raise ValueError(
@@ -98,6 +103,38 @@ def _search_together(
             least, _LARGEST_LOG
         )
     return np.where(binds, np.exp(high), 0.0)
+
+
+def _search_coupled(
+    excess: _Excess, guess: Callable[[], Prices], cells: int, tolerance: float, least: float
+) -> Prices:
+    """Secant steps; what a bracket says ceases to hold when another station's price moves."""
+    aim = -0.5 * tolerance
+    point = guess().clip(least, _LARGEST_LOG)
+    slope = np.full(cells, -_USUAL_FALL)
+    before, last = point, np.zeros(cells)
+    best, smallest = point, math.inf
+    for number in range(_MOST_EVALUATIONS):
+        found = excess(np.exp(point))
+        idle = (point <= least) & (found <= 0.0)
+        # What is above the limit counts more than what stays below it.
+        miss = np.where(idle, 0.0, np.maximum(found, 0.2 * (-tolerance - found)).clip(0.0))
+        if miss.max() < smallest:
+            best, smallest = point, float(miss.max())
+        if smallest == 0.0:
+            break
+        moved = point - before
+        if number:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                secant = (found - last) / moved
+            known = np.isfinite(secant) & (np.abs(moved) > 1e-3)
+            slope = np.where(known, secant.clip(-2.0, -0.3 * _USUAL_FALL), slope)
+        before, last = point, found
+        step = ((aim - found) / slope).clip(-1.0, 1.0)
+        point = (point + np.where(miss > 0.0, step, 0.0)).clip(least, _LARGEST_LOG)
+    if smallest > _COUPLED_TOLERANCE:
+        return np.full(cells, np.inf)
+    return np.where(best <= least, 0.0, np.exp(best))
 
 
 def _search_each(

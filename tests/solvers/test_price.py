@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from isac_gym.solvers.price import Prices, settle_prices
 
@@ -154,3 +156,66 @@ def test_the_highest_price_is_considered(method: Method) -> None:
     assert math.exp(8.5) < root < math.exp(9.0)
     (price,) = settle(excess, 1, method)
     assert price == pytest.approx(root, rel=6e-3)
+
+
+@given(
+    own=st.lists(st.floats(0.1, 0.5), min_size=3, max_size=3),
+    cross=st.floats(-0.15, 0.15),
+    height=st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3),
+    begin=st.floats(-1.0, 4.0),
+)
+@settings(deadline=None, max_examples=40)
+def test_coupled_stations_are_settled_together(
+    own: list[float], cross: float, height: list[float], begin: float
+) -> None:
+    # Means that fall with the own price, and move with the others': linear in the logarithms.
+    system = -np.diag(own) + 0.3 * cross * (1.0 - np.eye(3))
+    wanted = np.linalg.solve(system, -np.array(height) - 0.5e-3)
+
+    def excess(prices: Prices) -> Prices:
+        logarithms = np.log(np.maximum(prices, 1e-6))
+        found: Prices = system @ logarithms + np.array(height)
+        return found
+
+    found = settle_prices(
+        excess,
+        lambda: np.full(3, begin),
+        3,
+        method="coupled",
+        tolerance=1e-3,
+        least=-6.0,
+        limit=("limit", 1.0),
+    )
+    if (np.abs(wanted) < 5.5).all():
+        assert excess(found).max() <= 0.02
+        np.testing.assert_allclose(np.log(found), wanted, atol=0.25)
+
+
+def test_coupled_stations_that_no_price_settles() -> None:
+    with pytest.raises(ValueError, match="no price"):
+        settle_prices(
+            lambda prices: np.ones(2),
+            lambda: np.zeros(2),
+            2,
+            method="coupled",
+            tolerance=1e-3,
+            least=-5.0,
+            limit=("limit", 0.3),
+        )
+
+
+def test_a_coupled_station_whose_limit_does_not_bind_has_no_price() -> None:
+    def excess(prices: Prices) -> Prices:
+        return np.array([-0.2 - 0.1 * prices[0], 0.5 - 0.25 * np.log(prices[1])])
+
+    found = settle_prices(
+        excess,
+        lambda: np.zeros(2),
+        2,
+        method="coupled",
+        tolerance=1e-3,
+        least=-5.0,
+        limit=("limit", 0.3),
+    )
+    assert found[0] == 0.0
+    assert found[1] == pytest.approx(np.exp(2.0), rel=0.01)
