@@ -46,6 +46,7 @@ _LEAST_LOG_PRICE: Final = -14.0
     options={"constraint": "expected", "price": 0.0},
     controls=("power", "beamforming"),
     radars=("learned",),
+    most_cells=1,
     rank=50,
 )
 @register_baseline(
@@ -61,6 +62,7 @@ _LEAST_LOG_PRICE: Final = -14.0
     options={"constraint": "expected"},
     controls=("power", "beamforming"),
     radars=("learned",),
+    most_cells=1,
     rank=52,
 )
 class JointOracle(CoordinatedPolicy):

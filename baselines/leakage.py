@@ -37,7 +37,6 @@ _MOST_STEPS: Final = 6
     radars=("learned",),
     schedulings=("all",),
     least_cells=2,
-    is_default=False,
     rank=55,
 )
 class LeakagePriced(NetworkPolicy):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -325,7 +325,6 @@ class NetworkPolicy(JointOracle):
     radars=("learned",),
     schedulings=("all",),
     least_cells=2,
-    is_default=False,
     rank=53,
 )
 @register_baseline(
@@ -346,6 +345,8 @@ class JointNetwork(NetworkPolicy):
     optimum of :class:`~isac_gym.baselines.joint.JointOracle`. Arguments and errors are those of
     :class:`NetworkPolicy`.
     """
+
+    bits_per_link: ClassVar[int | None] = None  # it sees the channels of all
 
     def _pose(self, channels: Tensor) -> NetworkProblem:
         return self._pose_network(channels)

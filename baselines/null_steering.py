@@ -24,6 +24,7 @@ _MULTIPLIER = 20.0
     "least radar power at the users within the threshold, WMMSE",
     controls=("power", "beamforming"),
     radars=("learned",),
+    most_cells=1,
     rank=40,
 )
 class NullSteering(CoordinatedPolicy):

@@ -123,8 +123,22 @@ def _make_experiment_command(name: str) -> Any:
         "output", _KEYWORD, default=None, annotation=Annotated[Path | None, where]
     )
     options = [_make_parameter(field, hints[name]) for name, field in fields.items()]
-    set_parameters(run, [*options, *ENVIRONMENT_OPTIONS, output])
+    scenario = _name_scenario(kind)
+    environment = [
+        each.replace(default=scenario) if each.name == "scenario" else each
+        for each in ENVIRONMENT_OPTIONS
+    ]
+    set_parameters(run, [*options, *environment, output])
     return _make_command(name, run)
+
+
+def _name_scenario(kind: Any) -> str:
+    """The preset that an experiment is for unless another is chosen."""
+    from isac_gym.scenario import PRESETS
+
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == "scenario")
+    default = _find_default(field)
+    return next(name for name, preset in PRESETS.items() if preset == default)
 
 
 def _make_parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

@@ -33,7 +33,8 @@ class Compare(Experiment):
         agents: Agents to add, as for :func:`~isac_gym.agents.loading.prepare_agent`.
         only: Whether those are all; otherwise all that are compared by default and suit the
             scenario are there as well.
-        channels: Blocks in the evaluation set.
+        channels: Blocks in the evaluation set; None means 2000, and 500 with several stations,
+            whose references take longer.
         evaluation_seed: Its seed.
         seed: Seed of training and initial weights.
     """
@@ -48,7 +49,11 @@ class Compare(Experiment):
     only: bool = setting(
         False, "Compare only the agents given by --agent.", option="--only", only_selects=True
     )
-    channels: int = setting(2000, "Channels in the evaluation set.", minimum=1)
+    channels: int | None = setting(
+        None,
+        "Channels in the evaluation set; 2000 by default, 500 with several stations.",
+        minimum=1,
+    )
     evaluation_seed: int = setting(7, "Seed of the evaluation set.", minimum=0)
     seed: int = setting(0, "Seed of training and initial weights.", minimum=0)
 
@@ -78,7 +83,9 @@ class Compare(Experiment):
 
     @functools.cached_property
     def _blocks(self) -> EvaluationSet:
-        return self.draw_channels(self.env, self.channels, self.evaluation_seed)
+        usual = 2000 if self.scenario.num_cells == 1 else 500
+        channels = usual if self.channels is None else self.channels
+        return self.draw_channels(self.env, channels, self.evaluation_seed)
 
     def points(self) -> list[Point]:
         """The agents.

@@ -243,9 +243,15 @@ def test_commands(saved: str, tmp_path: Path) -> None:
     shown = ["--agent", "rzf", "--channels", "2", "-o", str(tmp_path)]
     succeeded(run("study", "stations-patterns", *scenario, *shown))
     assert len(_read_rows(tmp_path / "stations-patterns.json")) == 3
-    failed(run("study", "message-value", "--agent", saved), "num_cells must be at least 2")
+    alone = run("study", "message-value", "--agent", saved, "--scenario", "paper")
+    failed(alone, "num_cells must be at least 2")
 
 
 def _read_rows(path: Path) -> list[Any]:
     rows: list[Any] = json.loads(path.read_text())["rows"]
     return rows
+
+
+def test_commands_of_stations_are_for_three_cells_unless_told_otherwise() -> None:
+    shown = run("study", "stations-patterns", "--help")
+    assert "three-cells" in shown.output
