@@ -201,7 +201,7 @@ def test_the_vertex_of_a_parabola(values: tuple[float, float, float], vertex: fl
 
 
 def test_it_is_found_by_name() -> None:
-    assert "joint-leakage" not in AGENTS.list_defaults()
+    assert AGENTS.find("joint-leakage").is_used(make().unwrapped.scenario)
     assert isinstance(make_agent("joint-leakage", make()), LeakagePriced)
 
 

@@ -188,7 +188,7 @@ def test_it_is_found_by_name_and_for_whom_it_is() -> None:
     for name in ("joint-network", "joint-network-expected"):
         entry = AGENTS.find(name)
         assert entry.is_reference
-        assert name not in AGENTS.list_defaults()
+        assert entry.is_used(make().unwrapped.scenario) is (name == "joint-network")
         agent = make_agent(name, make(), num_starts=2)
         assert isinstance(agent, JointNetwork)
         assert agent.constraint == entry.options.get("constraint", "per_channel")
