@@ -231,7 +231,7 @@ class MessageValue(DistributedAgent):
             *_find_range([v for line in share_axes.lines for v in line.get_ydata()])
         )
         handles = [*rate_axes.get_legend_handles_labels()[0], *_make_levels(table.rows, names)]
-        columns = min(len(handles), 7)
+        columns = min(len(handles), 5)
         figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
         )
