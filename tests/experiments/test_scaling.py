@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from isac_gym import Scenario
 from isac_gym.experiments import run_experiment
-from isac_gym.experiments.scaling import Scaling, fit_exponent
+from isac_gym.experiments.scaling import Scaling, count_kept_bytes, fit_exponent
 
 SMALL = Scenario(
     num_users=2,
@@ -44,6 +45,7 @@ def test_scaling(tmp_path: Path) -> None:
         assert row["parameters"] == count_weights(row["J"], 5)
         assert row["bits a block"] == 5 * row["J"] * (row["J"] - 1)
         assert 0 < row["s an iteration"] < 10
+        assert row["bytes of a training"] > 16 * row["parameters"], "float32, and four of each"
     exponent = fit_exponent([1, 2, 3], [row["parameters"] for row in study.rows])
     assert f"parameters ~ J^{exponent:.2f}" in study.title
     assert json.loads((tmp_path / "scaling.json").read_text())["settings"]["message_bits"] == 5
@@ -63,3 +65,20 @@ def test_the_exponent_of_a_power_law(exponent: float) -> None:
     x = np.array([1.0, 2.0, 5.0, 16.0])
     assert fit_exponent(x, 3.0 * x**exponent) == pytest.approx(exponent, abs=1e-12)
     assert math.isnan(fit_exponent([2.0], [3.0]))
+
+
+def test_kept_bytes_are_those_of_the_tensors_that_a_gradient_needs() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 5))
+    x = torch.ones(7, 5)
+
+    def compute(times: int) -> None:
+        y = x
+        for _ in range(times):
+            y = torch.tanh(y @ weight.T) @ weight
+        y.sum().backward()
+
+    assert count_kept_bytes(lambda: None, [weight]) == 0
+    # Of a round: what enters it (7, 5), and what tanh returns (7, 3), which is kept but once.
+    once = 4 * (7 * 5 + 7 * 3)
+    assert count_kept_bytes(lambda: compute(1), [weight]) == once
+    assert count_kept_bytes(lambda: compute(4), [weight]) == 4 * once

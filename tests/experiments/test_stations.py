@@ -29,6 +29,7 @@ from isac_gym.evaluation import evaluate, evaluation_set, judging
 from isac_gym.experiments import by_station, run_experiment
 from isac_gym.experiments.by_station import judge_stations
 from isac_gym.experiments.message_noise import MessageNoise
+from isac_gym.experiments.message_training import MessageTraining
 from isac_gym.experiments.message_value import MessageValue
 from isac_gym.experiments.stations_convergence import StationsConvergence
 from isac_gym.experiments.stations_patterns import StationsPatterns
@@ -199,7 +200,8 @@ def test_patterns(saved: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [MessageValue, MessageNoise, StationsConvergence, StationsPatterns]
+    "kind",
+    [MessageValue, MessageNoise, MessageTraining, StationsConvergence, StationsPatterns],
 )
 def test_one_station_is_refused(kind: Any) -> None:
     single = Scenario(**TOY)
@@ -240,6 +242,9 @@ def test_commands(saved: str, tmp_path: Path) -> None:
     train += ["--channels", "2", "-o", str(tmp_path)]
     succeeded(run("study", "stations-convergence", *scenario, *train))
     assert len(_read_rows(tmp_path / "stations-convergence.json")) == 3
+    ways = ["--quantiser", "gumbel", "--bits", "2"]
+    succeeded(run("study", "message-training", *scenario, *ways, *train[2:]))
+    assert len(_read_rows(tmp_path / "message-training.json")) == 4
     shown = ["--agent", "rzf", "--channels", "2", "-o", str(tmp_path)]
     succeeded(run("study", "stations-patterns", *scenario, *shown))
     assert len(_read_rows(tmp_path / "stations-patterns.json")) == 3
