@@ -70,8 +70,9 @@ def _walk_spiral() -> Iterator[Real]:
 def draw_user_positions(rng: np.random.Generator, num: int, scenario: Scenario) -> Real:
     """Draw users uniformly in their cells, at least ``least_distance`` from every station.
 
-    A point that is too near is drawn again. At least 9 % of a cell's area is far enough, whatever
-    the least distance that a scenario allows.
+    In a hexagon a point that is too near is drawn again: at least 9 % of the area is far enough,
+    whatever the least distance that a scenario allows. Of a disc that share may be as small as one
+    likes, so that its points are drawn from the ring that is far enough, at once.
 
     Args:
         rng: The only source of randomness.
@@ -85,19 +86,25 @@ def draw_user_positions(rng: np.random.Generator, num: int, scenario: Scenario) 
         ValueError: If the layout is ``"uniform"``, which has no positions.
     """
     stations = place_stations(scenario)
-    offsets = np.empty((num * scenario.num_cells * scenario.num_users, 2))
-    missing = np.arange(len(offsets))
-    draw = _draw_in_hexagon if scenario.layout == "hexagonal" else _draw_in_disc
-    while len(missing):
-        offsets[missing] = draw(rng, len(missing), scenario.cell_radius)
-        distance = np.hypot(*offsets[missing].T)
-        missing = missing[distance < scenario.least_distance]
+    count = num * scenario.num_cells * scenario.num_users
+    draw = _draw_in_hexagon if scenario.layout == "hexagonal" else _draw_in_ring
+    offsets = draw(rng, count, scenario.cell_radius, scenario.least_distance)
     shaped = offsets.reshape(num, scenario.num_cells, scenario.num_users, 2)
     positions: Real = stations[:, None] + shaped
     return positions
 
 
-def _draw_in_hexagon(rng: np.random.Generator, count: int, radius: float) -> Real:
+def _draw_in_hexagon(rng: np.random.Generator, count: int, radius: float, least: float) -> Real:
+    """Uniform points (count, 2) of the hexagon, at least a distance from its centre."""
+    points = np.empty((count, 2))
+    missing = np.arange(count)
+    while len(missing):
+        points[missing] = _draw_in_whole_hexagon(rng, len(missing), radius)
+        missing = missing[np.hypot(*points[missing].T) < least]
+    return points
+
+
+def _draw_in_whole_hexagon(rng: np.random.Generator, count: int, radius: float) -> Real:
     """Uniform points (count, 2) of the hexagon whose sides face the neighbours in the lattice."""
     # Two corners 120 degrees apart span a rhombus, and three such rhombi are the hexagon.
     turns = np.pi / 6.0 + np.arange(4) * (2.0 * np.pi / 3.0)
@@ -108,12 +115,15 @@ def _draw_in_hexagon(rng: np.random.Generator, count: int, radius: float) -> Rea
     return points
 
 
-def _draw_in_disc(rng: np.random.Generator, count: int, radius: float) -> Real:
-    """Uniform points (count, 2) of a disc."""
+def _draw_in_ring(rng: np.random.Generator, count: int, radius: float, least: float) -> Real:
+    """Uniform points (count, 2) of a disc, at least a distance from its centre."""
     share, turn = rng.random((count, 2)).T
+    # Area grows with the square of the distance.
+    nearest = (least / radius) ** 2
+    distance = radius * np.sqrt(nearest + (1.0 - nearest) * share)
     angle = 2.0 * np.pi * turn
     directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    points: Real = radius * np.sqrt(share)[:, None] * directions
+    points: Real = distance[:, None] * directions
     return points
 
 

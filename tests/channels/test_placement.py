@@ -213,11 +213,33 @@ def test_users_are_uniform_outside_the_least_distance(least: float, seed: int) -
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_drawing_ends_where_almost_nothing_is_far_enough(layout: Layout) -> None:
+@pytest.mark.parametrize("margin", [1e-3, 4e-7])
+def test_drawing_ends_where_almost_nothing_is_far_enough(layout: Layout, margin: float) -> None:
     inradius = 100.0 * (math.sqrt(0.75) if layout == "hexagonal" else 1.0)
-    chosen = scenario(layout, cell_radius=100.0, least_distance=inradius * (1 - 1e-3))
+    chosen = scenario(layout, cell_radius=100.0, least_distance=inradius * (1 - margin))
     users = draw_user_positions(rng(), 5, chosen)
-    assert measure_distances(users, chosen).min() >= chosen.least_distance
+    check_user_positions(users, chosen, (5,))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_users_are_uniform_in_a_thin_ring(seed: int) -> None:
+    chosen = scenario("line", num_cells=1, num_users=1, cell_radius=250.0, least_distance=249.9999)
+    x, y = draw_user_positions(rng(seed), 20_000, chosen)[:, 0, 0].T
+    squared = np.hypot(x, y) ** 2
+    low, high = 249.9999**2, 250.0**2
+    assert kstest(squared, "uniform", (low, high - low)).pvalue > 1e-6
+    assert kstest(np.arctan2(y, x), "uniform", (-np.pi, 2 * np.pi)).pvalue > 1e-6
+
+
+def test_points_of_a_hexagon_are_drawn_again_until_they_are_far_enough() -> None:
+    """What a seed gave before the least distance was raised is kept wherever it is far enough."""
+    near, far = (scenario(num_users=50, least_distance=least) for least in (1.0, 200.0))
+    stations = place_stations(near)[:, None]
+    first, kept = (draw_user_positions(rng(8), 4, each) - stations for each in (near, far))
+    is_kept = np.hypot(first[..., 0], first[..., 1]) >= 200.0
+    assert 0.1 < is_kept.mean() < 0.9
+    np.testing.assert_array_equal(kept[is_kept], first[is_kept])
+    assert (np.hypot(kept[..., 0], kept[..., 1]) >= 200.0).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
