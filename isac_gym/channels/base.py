@@ -91,9 +91,13 @@ class ChannelModel(ABC):
     Attributes:
         is_time_correlated: Whether a block depends on the one before it; tells evaluation to keep
             the blocks of an episode together.
+        follows_gains: Whether paths have the mean power that the deployment gives them, as by
+            :func:`scale_between_cells`. A model that has gains of its own is refused with a layout
+            that has distances, because the distances would mean nothing.
     """
 
     is_time_correlated: bool = False
+    follows_gains: bool = False
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Complex:

@@ -40,6 +40,7 @@ class GaussMarkovChannel(ChannelModel):
 
     doppler: float
     is_time_correlated = True
+    follows_gains = True
 
     def __post_init__(self) -> None:
         checked = check_real(

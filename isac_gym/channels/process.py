@@ -60,6 +60,9 @@ class ChannelProcess:
         scenario: Dimensions, gains and the variance of the estimate's error.
         num: Environments n.
 
+    Raises:
+        ValueError: If the layout has distances whose gains the model does not follow.
+
     Attributes:
         deployment: What the model is told, with the current gains.
         channels: True channels, complex64 (n, J, J, K, M).
@@ -68,6 +71,11 @@ class ChannelProcess:
     """
 
     def __init__(self, model: ChannelModel, scenario: Scenario, num: int) -> None:
+        if scenario.is_geometric and not model.follows_gains:
+            raise ValueError(
+                "layout must be 'uniform' with a channel model that has gains of its own "
+                f"(follows_gains is False), got {scenario.layout!r} and {model!r}"
+            )
         self.model = model
         self.deployment = Deployment.of(scenario)
         self._scenario = scenario

@@ -23,6 +23,8 @@ __all__ = ["RayleighChannel"]
 class RayleighChannel(ChannelModel):
     """Independent flat Rayleigh fading: CN(0, 1) within a cell, CN(0, β) between cells."""
 
+    follows_gains = True
+
     def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Complex:
         """See :meth:`ChannelModel.draw`."""
         return scale_between_cells(draw_complex_normal(rng, (num, *deployment.shape)), deployment)

@@ -22,6 +22,7 @@ class FileChannels(ChannelModel):
     """Channels drawn with replacement from samples in a file: DeepMIMO, Sionna, measurements.
 
     The samples are used as they are; scale them so that the scenario's SNR means what you want.
+    They have gains of their own, so that the layout must be ``"uniform"``.
 
     Args:
         path: ``.npy`` file, or ``.npz`` file with an array ``channels`` (or a single array), of

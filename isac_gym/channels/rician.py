@@ -43,6 +43,7 @@ class RicianChannel(ChannelModel):
 
     k_factor_db: float = 5.0
     angle_range_deg: tuple[float, float] = (-60.0, 60.0)
+    follows_gains = True
 
     def __post_init__(self) -> None:
         factor = check_real(

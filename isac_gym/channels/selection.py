@@ -7,7 +7,6 @@ from typing import Any
 from isac_gym.channels.base import ChannelModel
 from isac_gym.channels.gauss_markov import GaussMarkovChannel
 from isac_gym.channels.rayleigh import RayleighChannel
-from isac_gym.channels.recorded import FileChannels
 from isac_gym.registry import CHANNELS
 from isac_gym.scenario import Scenario
 
@@ -48,8 +47,8 @@ def resolve_channel_model(model: ChannelModel | str | None, scenario: Scenario) 
 
     Raises:
         TypeError: If ``model`` is no :class:`~isac_gym.channels.ChannelModel`.
-        ValueError: If there is no model of the name, the scenario has a Doppler frequency that
-            the model does not follow, or a layout whose gains recorded channels do not follow.
+        ValueError: If there is no model of the name, or the scenario has a Doppler frequency that
+            the model does not follow.
     """
     if model is None:
         return make_default_channel_model(scenario)
@@ -61,10 +60,5 @@ def resolve_channel_model(model: ChannelModel | str | None, scenario: Scenario) 
         raise ValueError(
             f"doppler must be None with a channel_model of its own, got {scenario.doppler!r} and "
             f"{model!r}"
-        )
-    if scenario.is_geometric and isinstance(model, FileChannels):
-        raise ValueError(
-            "layout must be 'uniform' with recorded channels, which have gains of their own, got "
-            f"{scenario.layout!r} and {model!r}"
         )
     return model

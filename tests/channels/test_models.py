@@ -13,19 +13,27 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import reference
 from scipy.special import j0
 from scipy.stats import chisquare, kstest
 
-from isac_gym.channels.base import ChannelModel, Deployment, draw_complex_normal
+from isac_gym.channels.base import (
+    ChannelModel,
+    Complex,
+    Deployment,
+    draw_complex_normal,
+    scale_between_cells,
+)
 from isac_gym.channels.gauss_markov import GaussMarkovChannel
 from isac_gym.channels.process import ChannelProcess, observe_channels
 from isac_gym.channels.rayleigh import RayleighChannel
 from isac_gym.channels.recorded import FileChannels
 from isac_gym.channels.rician import RicianChannel
-from isac_gym.channels.selection import make_default_channel_model, resolve_channel_model
+from isac_gym.channels.selection import make_default_channel_model
+from isac_gym.evaluation import evaluation_set
 from isac_gym.scenario import Scenario
 
 SIGMAS = 5.0
@@ -480,14 +488,57 @@ def test_dimensions_of_another_scenario_are_refused(tmp_path: Path, shape: tuple
 @pytest.mark.parametrize("layout", ["hexagonal", "line"])
 def test_recorded_channels_have_gains_of_their_own(tmp_path: Path, layout: Any) -> None:
     path = saved(tmp_path / "some.npy", samples(3, 5, 24))
-    uniform = Scenario()
-    assert isinstance(resolve_channel_model(f"file:{path}", uniform), FileChannels)
     for model in (f"file:{path}", FileChannels(path)):
-        with pytest.raises(ValueError, match="layout must be 'uniform' with recorded") as error:
-            resolve_channel_model(model, uniform.replace(layout=layout))
+        assert isinstance(gym.make("ISAC-MISO-v0", channel_model=model), gym.Env)
+        with pytest.raises(ValueError, match="layout must be 'uniform' with a channel") as error:
+            gym.make("ISAC-MISO-v0", channel_model=model, layout=layout)
         assert repr(layout) in str(error.value)
         assert str(path) in str(error.value)
-    resolve_channel_model(RicianChannel(), uniform.replace(layout=layout))
+
+
+class Steady(ChannelModel):
+    """The same power on every path, or that of the deployment."""
+
+    def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Complex:
+        channels = np.ones((num, *deployment.shape), np.complex64)
+        return scale_between_cells(channels, deployment) if self.follows_gains else channels
+
+
+class Obedient(Steady):
+    """One that has the power of the deployment, and says so."""
+
+    follows_gains = True
+
+
+@pytest.mark.parametrize("layout", ["hexagonal", "line"])
+def test_a_model_that_says_nothing_of_gains_is_refused_where_there_are_distances(
+    layout: Any,
+) -> None:
+    model, few = Steady(), Scenario(num_cells=2, num_users=2)
+    apart = few.replace(layout=layout)
+    message = r"^layout must be 'uniform' with a channel model .*follows_gains is False.*Steady"
+    for make in (
+        lambda: ChannelProcess(model, apart, 1),
+        lambda: evaluation_set(apart, model, 2, 0),
+        lambda: gym.make("ISAC-MISO-v0", scenario=apart, channel_model=model),
+        lambda: gym.make_vec("ISAC-MISO-v0", num_envs=2, scenario=apart, channel_model=model),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert repr(layout) in str(error.value)
+    alike = ChannelProcess(model, few, 1)
+    alike.start(rng())
+    assert (alike.channels == 1).all()
+
+
+@pytest.mark.parametrize("layout", ["hexagonal", "line"])
+def test_a_model_that_follows_gains_has_them(layout: Any) -> None:
+    found = ChannelProcess(Obedient(), Scenario(num_cells=2, num_users=2, layout=layout), 3)
+    found.start(rng())
+    assert found.gains is not None
+    np.testing.assert_allclose(
+        np.abs(found.channels) ** 2, np.repeat(found.gains[..., None], 24, -1), rtol=1e-5
+    )
 
 
 def test_missing_file(tmp_path: Path) -> None:
