@@ -87,18 +87,18 @@ class FewBitsStation(StationPolicy):
         self._code = choose_price_code(scenario, bits)
         self._designer = LocalDesigner(self.system, scenario)
 
-    def message(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
         """The words of the own users' prices, the same to every other station."""
         problem, design = self._design_first(local_csi, memory)
         words = self._code.encode(self._designer.measure(problem, design).price)
         return words.flatten(1).unsqueeze(1).repeat(1, self.scenario.num_cells - 1, 1)
 
-    def act(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`StationPolicy.act`."""
+        """The design that heeds the prices of the others."""
         designer, users = self._designer, self.scenario.num_users
         _, design = self._design_first(local_csi, memory)
         words = received[-1].unflatten(-1, (users, self._code.bits))

@@ -129,14 +129,15 @@ class PricingStation(StationPolicy):
         super().__init__(scenario, station, device)
         self.rounds = rounds
         self.iterations = iterations
-        self.message_bits = None if bits is None else 2 * scenario.num_users * bits
+        self.message_numbers = 2 * scenario.num_users
+        self.message_bits = None if bits is None else self.message_numbers * bits
         self._codes = None if bits is None else MessageCodes.choose(scenario, bits)
         self._designer = LocalDesigner(self.system, scenario)
 
-    def message(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """Prices of the own users, then powers at the receiver's, in bits; see the base class."""
+        """Prices of the own users, then powers at the receiver's, in bits."""
         design = self._find_design(local_csi, received, memory)
         links = self._designer.measure(self._pose(local_csi, received), design)
         price = links.price.unsqueeze(1).expand_as(links.leaked)
@@ -145,10 +146,10 @@ class PricingStation(StationPolicy):
         words = [self._codes.price.encode(price), self._codes.power.encode(links.leaked)]
         return torch.cat([word.flatten(-2) for word in words], -1)
 
-    def act(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`StationPolicy.act`."""
+        """The design after the last round."""
         found = self._find_design(local_csi, received, memory)
         found = self._finish(self._pose(local_csi, received), found)
         return self.system.codec.encode(

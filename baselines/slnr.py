@@ -54,10 +54,10 @@ class SLNRStation(StationPolicy):
         self.iterations = iterations
         self._designer = LocalDesigner(self.system, scenario)
 
-    def act(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`StationPolicy.act`."""
+        """The waveform of the station alone, and SLNR precoders beside it."""
         scenario, users = self.scenario, self.scenario.num_users
         antennas = [scenario.num_radar_antennas, scenario.num_comm_antennas]
         radar, comm = local_csi.flatten(1, 2).split(antennas, -1)

@@ -19,6 +19,7 @@ from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import Exchange, isolate_station, view_from_stations
 from isac_gym.threads import run_in_threads
+from isac_gym.validation import check_real, not_allowed
 
 __all__ = ["DistributedPolicy", "Memory", "Received", "StationPolicy"]
 
@@ -34,7 +35,8 @@ class StationPolicy(ABC):
     """A station's part of a distributed policy: what it tells its neighbours, what it transmits.
 
     Both are functions of their arguments alone. ``memory`` spares work that was done before in the
-    same block; leaving it out changes nothing but time.
+    same block; leaving it out changes nothing but time. A subclass says what they are by
+    ``_compose_message`` and ``_choose_action``, which are called with checked arguments.
 
     Args:
         scenario: The scenario of all stations.
@@ -48,10 +50,12 @@ class StationPolicy(ABC):
         scenario: The scenario of all stations.
         system: The system of this station by itself, with its own targets.
         message_bits: Bits L of a message to one neighbour in a round; None sends real numbers.
+        message_numbers: Numbers of a message to one neighbour where they are real.
         rounds: Rounds of messages before the station acts.
     """
 
     message_bits: int | None = 0
+    message_numbers: int = 0
     rounds: int = 1
 
     def __init__(
@@ -74,11 +78,19 @@ class StationPolicy(ABC):
 
         Returns:
             Tensor (n, J-1, L) with entries -1 and +1; entry p-1 is for the station p places further
-            on. The default has no bits.
-        """
-        return local_csi.real.new_empty(len(local_csi), self.scenario.num_cells - 1, 0)
+            on.
 
-    @abstractmethod
+        Raises:
+            ValueError: If the channels have another shape, are not complex or not finite, or what
+                has arrived is no message of L bits from every other station a round.
+        """
+        self._check_channels(local_csi)
+        if len(received) >= self.rounds:
+            allowed = f"the messages of fewer than {self.rounds} rounds before another message"
+            raise not_allowed("received", f"{len(received)} rounds", allowed)
+        self._check_received(received, len(local_csi))
+        return self._compose_message(local_csi, received, memory)
+
     def act(
         self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
     ) -> Tensor:
@@ -86,12 +98,67 @@ class StationPolicy(ABC):
 
         Args:
             local_csi: As for :meth:`message`.
-            received: What has arrived, a tensor (n, J-1, L) a round.
+            received: What has arrived, a tensor (n, J-1, L) a round; nothing is as good as messages
+                without bits.
             memory: Its own work of this block, or None.
 
         Returns:
             This station's part of the action, real (n, A/J) within [-1, 1].
+
+        Raises:
+            ValueError: As for :meth:`message`, or if a round is missing.
         """
+        self._check_channels(local_csi)
+        others = self.scenario.num_cells - 1
+        if not received and (self.message_bits == 0 or others == 0):
+            silence = local_csi.real.new_empty(len(local_csi), others, self.message_bits or 0)
+            received = (silence,) * self.rounds
+        if len(received) != self.rounds:
+            allowed = f"the messages of {self.rounds} {'round' if self.rounds == 1 else 'rounds'}"
+            raise not_allowed("received", f"{len(received)}", allowed)
+        self._check_received(received, len(local_csi))
+        return self._choose_action(local_csi, received, memory)
+
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
+    ) -> Tensor:
+        """What :meth:`message` returns, of arguments that are checked; by default no bits."""
+        return local_csi.real.new_empty(len(local_csi), self.scenario.num_cells - 1, 0)
+
+    @abstractmethod
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
+    ) -> Tensor:
+        """What :meth:`act` returns, of arguments that are checked."""
+
+    def _check_channels(self, local_csi: Tensor) -> None:
+        scenario = self.scenario
+        expected = (scenario.num_cells, scenario.num_users, scenario.num_antennas)
+        if local_csi.ndim != 4 or tuple(local_csi.shape[1:]) != expected:
+            allowed = f"channels of shape (n, {', '.join(map(str, expected))})"
+            raise not_allowed("local_csi", f"shape {tuple(local_csi.shape)}", allowed)
+        if not local_csi.is_complex():
+            raise not_allowed("local_csi", local_csi.dtype, "complex")
+        if not bool(torch.isfinite(torch.view_as_real(local_csi)).all()):
+            raise ValueError("local_csi must be finite, got NaN or infinite entries")
+
+    def _check_received(self, received: Received, count: int) -> None:
+        width = self.message_numbers if self.message_bits is None else self.message_bits
+        expected = (count, self.scenario.num_cells - 1, width)
+        for number, messages in enumerate(received):
+            shape = tuple(messages.shape)
+            if shape != expected:
+                allowed = f"messages of shape {expected} in round {number}"
+                raise not_allowed("received", f"shape {shape}", allowed)
+            if self.message_bits is None:
+                if not bool(torch.isfinite(messages).all()):
+                    raise ValueError(
+                        f"received must be finite, got NaN or infinite entries in round {number}"
+                    )
+            elif not bool((messages.abs() == 1).all()):
+                raise ValueError(
+                    f"received must hold nothing but -1 and +1, got others in round {number}"
+                )
 
 
 class DistributedPolicy(SystemPolicy):
@@ -102,7 +169,6 @@ class DistributedPolicy(SystemPolicy):
 
     Attributes:
         stations: The parts, one a station.
-        flip_probability: Probability with which a bit arrives inverted; 0 unless it is set.
         exchange: What moved the messages of the last call of :meth:`act`; None before.
     """
 
@@ -112,8 +178,28 @@ class DistributedPolicy(SystemPolicy):
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
-        self.flip_probability = 0.0
+        self._flip_probability = 0.0
+        self._calls = 0
         self.exchange: Exchange | None = None
+
+    @property
+    def flip_probability(self) -> float:
+        """Probability with which a bit arrives inverted, bits one by one; 0 unless it is set.
+
+        Every call inverts other bits. Setting the probability begins anew: the same calls after it
+        have the same bits inverted.
+
+        Raises:
+            ValueError: If it is no number in [0, 1].
+        """
+        return self._flip_probability
+
+    @flip_probability.setter
+    def flip_probability(self, probability: float) -> None:
+        self._flip_probability = check_real(
+            "flip_probability", probability, "a number in [0, 1]", lambda x: 0 <= x <= 1
+        )
+        self._calls = 0
 
     @property
     def bits_per_link(self) -> int | None:
@@ -137,16 +223,19 @@ class DistributedPolicy(SystemPolicy):
         workers = torch.get_num_threads() if self._shares_batches else 1
         if estimates.device.type != "cpu" or len(estimates) < workers * _LEAST_SHARE:
             workers = 1
+        if self.flip_probability > 0:
+            workers = 1  # which bits are inverted must not depend on the number of threads
         parts = estimates.chunk(workers)
         exchanges = [
             Exchange(
                 self.scenario.num_cells,
                 self.stations[0].message_bits,
                 flip_probability=self.flip_probability,
-                seed=seed,
+                seed=self._calls,
             )
-            for seed in range(len(parts))
+            for _ in parts
         ]
+        self._calls += 1
         if len(parts) == 1:
             actions = [self._converse(estimates, exchanges[0])]
         else:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import direct_model
 import gymnasium as gym
 import numpy as np
 import torch
 from small_agents import TOY
+from torch import Tensor
 
 from isac_gym import Scenario
 from isac_gym.agents.distributed import DistributedPrimalDual
+from isac_gym.distributed import DistributedPolicy
 from isac_gym.evaluation import Table
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.experiments import Experiment, run_experiment
+from isac_gym.system.stations import Exchange
 
 TARGETS = ((-50.0, 10.0), (-20.0, 40.0), (0.0,))
 SCENARIO = Scenario(
@@ -60,6 +64,24 @@ def loaded(path: str, scenario: Scenario, bits: int | None, channels: int) -> An
     agent.message_bits = bits
     agent.calibrate(channels)
     return agent
+
+
+def run_station(
+    agent: DistributedPolicy, channels: Tensor, station: int, heard: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Message and action of a station among the others; ``heard`` replaces what reaches it."""
+    sent: list[Tensor] = []
+
+    class Tapped(Exchange):
+        def swap(self, messages: Any) -> tuple[Tensor, ...]:
+            sent.append(messages[station])
+            arrived = list(super().swap(messages))
+            arrived[station] = arrived[station] if heard is None else heard
+            return tuple(arrived)
+
+    with mock.patch("isac_gym.distributed.Exchange", Tapped), torch.inference_mode():
+        actions = agent.converse(channels)
+    return sent[0], actions.chunk(channels.shape[1], -1)[station]
 
 
 def run_twice(experiment: Experiment, folder: Path, after: int) -> tuple[Table, list[str]]:

@@ -106,30 +106,20 @@ class DirectStation(LearnedStation):
         super().__init__(scenario, station, layers, price, device)
         self.message_bits = layers.expected[1]
 
-    def message(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`~isac_gym.distributed.StationPolicy.message`."""
+        """The same bits for all neighbours."""
         others, length = self.layers.expected
         values = self.layers.speak(local_csi)
         if values is None:
             return local_csi.real.new_empty(len(local_csi), others, length)
         return Quantiser.decide(values).unsqueeze(1).expand(-1, others, -1)
 
-    def act(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`~isac_gym.distributed.StationPolicy.act`.
-
-        Raises:
-            ValueError: If what it has received is no round of messages of L bits of all others.
-        """
-        expected = [(len(local_csi), *self.layers.expected)]
-        found = [tuple(message.shape) for message in received]
-        if found != expected:
-            raise ValueError(
-                f"received must hold one tensor of shape {expected[0]}, got shapes {found}"
-            )
+        """What the optimiser makes of the channels and the bits, equation (30)."""
         return self.layers.act(local_csi, received[0])
 
 
@@ -154,8 +144,8 @@ class DistributedDirectNetwork(StationNetwork):
         message_bits: Bits L of a message, which the paper does not give; with 0 nothing is sent.
         local_csi: ``"own"``: a station knows its channels to its own users, 2·K·M numbers, as in
             the paper; ``"transmit"``: to the users of all cells, 2·J·K·M numbers.
-        quantiser: How bits are drawn in training: ``"stochastic"`` as in the paper, ``"annealed"``
-            or ``"gumbel"``.
+        quantiser: How bits are drawn in training: ``"stochastic"`` as in the paper, or another kind
+            of :class:`~isac_gym.agents.networks.cooperative.quantiser.Quantiser`.
 
     Raises:
         ValueError: If an option is not allowed.

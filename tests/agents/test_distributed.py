@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,16 +16,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_agents import make, quick, same, weights
+from small_stations import run_station
 from torch import Tensor
 
 from isac_gym import RayleighChannel
 from isac_gym.agents import PRESETS, PrimalDual, TransferBeamforming, load_agent
 from isac_gym.agents.distributed import DistributedPrimalDual, load_station
 from isac_gym.channels.process import ChannelProcess
+from isac_gym.distributed import DistributedPolicy
 from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.config import DISTRIBUTED_PRESETS
 from isac_gym.learning.network import Network
 from isac_gym.learning.progress import TrainingProgress
+from isac_gym.registry import make_agent
 from isac_gym.system.stations import Exchange, view_from_stations
 
 USERS, ANTENNAS, BITS = 2, 8, 5
@@ -144,24 +148,6 @@ def twins(cells: int, station: int, local_csi: str) -> tuple[DistributedPrimalDu
     return first, second
 
 
-def run_with(
-    agent: DistributedPrimalDual, channels: Tensor, station: int, heard: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Message and action of a station among the others; ``heard`` replaces what reaches it."""
-    sent: list[Tensor] = []
-
-    class Tapped(Exchange):
-        def swap(self, messages: Any) -> tuple[Tensor, ...]:
-            sent.append(messages[station])
-            arrived = list(super().swap(messages))
-            arrived[station] = arrived[station] if heard is None else heard
-            return tuple(arrived)
-
-    with mock.patch("isac_gym.distributed.Exchange", Tapped), torch.inference_mode():
-        actions = agent.converse(channels)
-    return sent[0], actions[:, station * ACTION : (station + 1) * ACTION]
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.data(), st.integers(2, 4), st.sampled_from(["own", "transmit"]), st.integers(0, 2**16))
 def test_a_station_depends_on_its_channels_and_what_it_hears_alone(
@@ -175,8 +161,8 @@ def test_a_station_depends_on_its_channels_and_what_it_hears_alone(
         others[:, station] = channels[:, station]
     bits = torch.randint(2, (4, cells - 1, BITS), generator=torch.Generator().manual_seed(seed))
     heard = 2.0 * bits - 1.0
-    message, action = run_with(first, channels, station, heard)
-    again, same_action = run_with(second, others, station, heard)
+    message, action = run_station(first, channels, station, heard)
+    again, same_action = run_station(second, others, station, heard)
     assert torch.equal(message, again)
     assert torch.equal(action, same_action)
     assert torch.equal(message, message[:, :1].expand_as(message)), "all neighbours hear the same"
@@ -187,16 +173,16 @@ def test_a_station_does_depend_on_its_channels_and_what_it_hears(local_csi: str)
     agent, _ = twins(3, 1, local_csi)
     channels, others = draw(3, 0, 200), draw(3, 1, 200)
     heard = torch.ones(200, 2, BITS)
-    message, action = run_with(agent, channels, 1, heard)
-    assert not torch.equal(run_with(agent, channels, 1, -heard)[1], action)
+    message, action = run_station(agent, channels, 1, heard)
+    assert not torch.equal(run_station(agent, channels, 1, -heard)[1], action)
     own = channels.clone()
     own[:, 1, 1] = others[:, 1, 1]
-    assert not torch.equal(run_with(agent, own, 1, heard)[0], message)
-    assert not torch.equal(run_with(agent, own, 1, heard)[1], action)
+    assert not torch.equal(run_station(agent, own, 1, heard)[0], message)
+    assert not torch.equal(run_station(agent, own, 1, heard)[1], action)
     across = channels.clone()
     across[:, 1, 0] = others[:, 1, 0]
     is_known = local_csi == "transmit"
-    assert torch.equal(run_with(agent, across, 1, heard)[1], action) != is_known
+    assert torch.equal(run_station(agent, across, 1, heard)[1], action) != is_known
 
 
 def test_bits_are_all_that_joins_the_stations_in_training_as_well() -> None:
@@ -228,6 +214,58 @@ def test_inverted_bits_are_heard_inverted() -> None:
         message = agent.stations[1].message(views[1])
         expected = agent.stations[0].act(views[0], (-message,))
     assert torch.equal(actions[:, :ACTION], expected)
+
+
+def is_inverted(agent: DistributedPrimalDual, channels: Tensor) -> Tensor:
+    """Which bits arrive inverted at the first station, (n, J-1, L)."""
+    views = view_from_stations(channels).unbind(1)
+    heard: list[Tensor] = []
+
+    class Tapped(Exchange):
+        def swap(self, messages: Any) -> tuple[Tensor, ...]:
+            heard.append(super().swap(messages)[0])
+            return super().swap(messages)
+
+    with mock.patch("isac_gym.distributed.Exchange", Tapped), torch.inference_mode():
+        agent.converse(channels)
+        sent = [part.message(view) for part, view in zip(agent.stations, views, strict=True)]
+    clear = Exchange(len(views), BITS).swap(sent)[0]
+    return heard[0] != clear
+
+
+def test_bits_are_inverted_at_random_block_by_block() -> None:
+    """A tenth of the bits, and in each call others: five standard deviations at most beside it."""
+    agent = agent_of(3)
+    agent.flip_probability = 0.1
+    found = torch.cat([is_inverted(agent, draw(3, seed, 1)) for seed in range(300)])
+    error = math.sqrt(0.1 * 0.9 / found.numel())
+    assert abs(float(found.double().mean()) - 0.1) < 5 * error
+    by_bit = found.double().mean(0)
+    assert float(by_bit.max()) < 0.1 + 5 * math.sqrt(0.09 / 300), "no bit more than the others"
+    assert float(by_bit.min()) > 0.0
+    agent.flip_probability = 0.1
+    again = torch.cat([is_inverted(agent, draw(3, seed, 1)) for seed in range(300)])
+    assert torch.equal(again, found), "setting the probability begins anew"
+
+
+def test_which_bits_are_inverted_does_not_depend_on_threads() -> None:
+    agent, threads = agent_of(3), torch.get_num_threads()
+    channels = draw(3, 0, 200)
+    actions = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            agent.flip_probability = 0.2
+            actions.append(agent.converse(channels))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*actions, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.5, math.nan, "0.1", True])
+def test_a_probability_of_errors_that_is_none_is_refused_at_once(probability: Any) -> None:
+    with pytest.raises(ValueError, match=r"flip_probability must be a number in \[0, 1\], got"):
+        agent_of(2).flip_probability = probability
 
 
 def cooperative(cells: int = 3, **changes: Any) -> DistributedPrimalDual:
@@ -539,9 +577,45 @@ def test_a_source_of_other_stations_is_refused() -> None:
 def test_messages_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     part = agent_of(3).stations[0]
     view = view_from_stations(draw(3, 0)).unbind(1)[0]
-    for received in ((torch.ones(shape),), (), (torch.ones(4, 2, BITS),) * 2):
-        with pytest.raises(ValueError, match=r"received must hold one tensor of shape \(4, 2, 5\)"):
-            part.act(view, received)
+    allowed = r"received must be messages of shape \(4, 2, 5\) in round 0, got 'shape"
+    with pytest.raises(ValueError, match=allowed):
+        part.act(view, (torch.ones(shape),))
+    for rounds in (0, 2):
+        with pytest.raises(
+            ValueError, match=f"received must be the messages of 1 round, .*{rounds}"
+        ):
+            part.act(view, (torch.ones(4, 2, BITS),) * rounds)
+
+
+@pytest.mark.parametrize("name", ["distributed", "few-bits", "interference-pricing", "slnr"])
+def test_a_station_alone_says_what_is_wrong_with_its_input(name: str) -> None:
+    policy = agent_of(3) if name == "distributed" else make_agent(name, make(num_cells=3))
+    assert isinstance(policy, DistributedPolicy)
+    part, view = policy.stations[0], view_from_stations(draw(3, 0))[:, 0]
+    for wrong, message in (
+        (view[0], r"local_csi must be channels of shape \(n, 3, 2, 8\), got 'shape"),
+        (view[:, :2], r"local_csi must be channels of shape \(n, 3, 2, 8\), got 'shape"),
+        (view.real, r"local_csi must be complex, got torch.float32"),
+        (view * math.nan, r"local_csi must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            part.act(wrong)
+        with pytest.raises(ValueError, match=message):
+            part.message(wrong)
+    with pytest.raises(ValueError, match=r"received must be the messages of fewer than \d"):
+        part.message(view, (torch.ones(4, 2, 0),) * part.rounds)
+    if not part.message_bits:
+        mute = (torch.ones(4, 2, 0),) * part.rounds
+        assert torch.equal(part.act(view), part.act(view, mute)), "silence needs no messages"
+        return
+    good = [torch.ones(4, 2, part.message_bits) for _ in range(part.rounds)]
+    part.act(view, good)
+    for entry in (0.37, 0.0, math.nan):
+        good[-1][0, 0, 0] = entry
+        with pytest.raises(ValueError, match="received must hold nothing but -1 and \\+1"):
+            part.act(view, good)
+    with pytest.raises(ValueError, match=r"received must be messages of shape .* in round 0"):
+        part.act(view, [message[:, :, 1:] for message in good])
 
 
 def test_a_missing_station_is_noticed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from isac_gym.registry import register_network
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import view_from_stations
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_choice, check_integer, not_allowed
 
 __all__ = ["CooperativeNetwork", "CooperativeStation"]
 
@@ -62,37 +62,29 @@ class CooperativeStation(LearnedStation):
     ) -> None:
         super().__init__(scenario, station, model, price, device)
         self.message_bits = message_bits
+        self.message_numbers = (
+            scenario.num_cells * scenario.num_users * model.enter_own.out_features
+        )
         self._stations = Stations(self.system, [step for step, _ in stages])
 
-    def message(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`~isac_gym.distributed.StationPolicy.message`; the same for all neighbours."""
+        """The same bits for all neighbours."""
         draft = self._draft(local_csi, memory)
         if self.scenario.num_cells == 1:  # there is nobody to tell
             return local_csi.real.new_empty(len(local_csi), 0, self.message_bits or 0)
         said = self._say(draft)[:, 0]
         return said.unsqueeze(1).expand(-1, self.scenario.num_cells - 1, -1)
 
-    def act(
-        self, local_csi: Tensor, received: Received = (), memory: Memory | None = None
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """See :meth:`~isac_gym.distributed.StationPolicy.act`.
-
-        Raises:
-            ValueError: If a message is missing, or of another length.
-        """
+        """The design that heeds what all have said, its own message among it."""
         draft = self._draft(local_csi, memory)
         said = None
         if self.scenario.num_cells > 1:
-            own = self._say(draft)
-            expected = (len(own), self.scenario.num_cells - 1, own.shape[-1])
-            if len(received) != 1 or tuple(received[0].shape) != expected:
-                raise ValueError(
-                    f"received must hold one tensor of shape {expected}, got "
-                    f"{[tuple(message.shape) for message in received]}"
-                )
-            meant = self._understand(torch.cat([own, received[0]], 1))
+            meant = self._understand(torch.cat([self._say(draft), received[0]], 1))
             about_own, about_other = self.layers.talk(*meant)
             said = about_own[:, :1], about_other[:, :1]
         precoders, streams = self.layers.design(draft, self._stations, said)
@@ -161,6 +153,8 @@ class CooperativeNetwork(StationNetwork):
         full_csi: Whether every station knows the channels of all, and so what all the others think
             at every stage: what the messages are held against. There are no parts then, and no
             messages; it is a network for :class:`~isac_gym.agents.PrimalDual`.
+        local_csi: ``"transmit"``: a station knows its channels to the users of all cells, as its
+            design needs them; nothing else is possible.
 
     Raises:
         ValueError: If an option is not allowed.
@@ -181,8 +175,10 @@ class CooperativeNetwork(StationNetwork):
         train_bits: Sequence[int | None] | None = None,
         quantiser: QuantiserKind = "hardened",
         full_csi: bool = False,
+        local_csi: Literal["transmit"] = "transmit",
     ) -> None:
         super().__init__()
+        check_choice("local_csi", local_csi, Literal["transmit"])
         scenario = system.scenario
         if scenario.control != "beamforming":
             raise not_allowed("control", scenario.control, "'beamforming' for this network")
@@ -191,12 +187,7 @@ class CooperativeNetwork(StationNetwork):
         self.system = system
         self.stages = _check_stages(stages)
         self.message_bits = _check_bits("message_bits", message_bits, scenario)
-        trained = [message_bits] if train_bits is None else list(train_bits)
-        for bits in trained:  # what goes beyond the users there are is left out
-            if bits is not None:
-                check_integer("train_bits", bits, 0)
-        # Real numbers as -1, for tensors.
-        self._train_bits = torch.tensor([-1 if bits is None else bits for bits in trained])
+        self._given_bits = _check_train_bits(train_bits)
         if not isinstance(full_csi, bool):
             raise not_allowed("full_csi", full_csi, "True or False")
         self.full_csi = full_csi
@@ -255,8 +246,11 @@ class CooperativeNetwork(StationNetwork):
         fixed = -1 if self.message_bits is None else self.message_bits
         bits = torch.full((count,), fixed)
         if self.training:
-            chosen = torch.randint(len(self._train_bits), (count,), generator=self._generator)
-            bits = self._train_bits[chosen]
+            given = [self.message_bits] if self._given_bits is None else self._given_bits
+            # Real numbers as -1, for tensors.
+            trained = torch.tensor([-1 if length is None else length for length in given])
+            chosen = torch.randint(len(trained), (count,), generator=self._generator)
+            bits = trained[chosen]
             own = self._quantiser.draw(own, self._generator)
             other = self._quantiser.draw(other, self._generator)
         else:
@@ -343,6 +337,17 @@ def _check_stages(given: Any) -> tuple[tuple[float, int], ...]:
     if not stages:
         raise not_allowed("stages", given, allowed)
     return stages
+
+
+def _check_train_bits(given: Any) -> tuple[int | None, ...] | None:
+    """Numbers of bits to train for; what goes beyond the users there are is left out later."""
+    if given is None:
+        return None
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise not_allowed("train_bits", given, "None or a non-empty sequence of integers and None")
+    return tuple(
+        None if length is None else check_integer("train_bits", length, 0) for length in given
+    )
 
 
 def _check_bits(name: str, bits: int | None, scenario: Scenario) -> int | None:

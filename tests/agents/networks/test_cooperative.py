@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_agents import TOY, make, same
+from small_stations import run_station
 from torch import Tensor
 
 from isac_gym import Scenario
@@ -28,6 +29,7 @@ from isac_gym.agents.networks.cooperative.planes import (
     gather_bits,
     mask_planes,
 )
+from isac_gym.agents.networks.cooperative.quantiser import Quantiser
 from isac_gym.learning.conditions import Conditions
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import Exchange, view_from_stations
@@ -204,21 +206,22 @@ def test_the_parts_do_what_the_network_does(bits: int | None, cells: int) -> Non
 def test_a_station_depends_on_its_channels_and_on_what_arrived_alone(
     bits: int | None, station: int, seed: int
 ) -> None:
+    """With what it hears fixed, other channels of the other stations change nothing."""
     agent = agent_of(message_bits=bits)
     agent.predict(observations(agent).numpy())
-    first, second = (
-        view_from_stations(agent.system.codec.channels(observations(agent, 4, seed + k)))
-        for k in (0, 1)
+    channels, others = (
+        agent.system.codec.channels(observations(agent, 4, seed + k)) for k in (0, 1)
     )
-    second[:, station] = first[:, station]
-    part = agent.stations[station]
-    with torch.inference_mode():
-        said = [p.message(view) for p, view in zip(agent.stations, first.unbind(1), strict=True)]
-        heard = Exchange(3, bits).swap(said)[station]
-        assert torch.equal(part.message(second[:, station]), said[station])
-        assert torch.equal(
-            part.act(first[:, station], (heard,)), part.act(second[:, station], (heard,))
-        )
+    others[:, station] = channels[:, station]
+    width = agent.stations[0].message_numbers if bits is None else bits
+    heard = torch.randn(4, 2, width, generator=torch.Generator().manual_seed(seed))
+    if bits is not None:
+        heard = Quantiser.decide(heard)
+    message, action = run_station(agent, channels, station, heard)
+    same_message, same_action = run_station(agent, others, station, heard)
+    assert torch.equal(message, same_message)
+    assert torch.equal(action, same_action)
+    assert torch.equal(message, message[:, :1].expand_as(message)), "all neighbours hear the same"
 
 
 def test_memory_changes_nothing_but_time() -> None:
@@ -393,6 +396,9 @@ def test_with_full_csi_every_station_reacts_to_channels_that_it_does_not_see() -
         ({"message_bits": 1000}, "message_bits"),
         ({"message_bits": 2.5}, "message_bits"),
         ({"train_bits": (4, -3)}, "train_bits"),
+        ({"train_bits": ()}, "train_bits must be None or a non-empty sequence"),
+        ({"train_bits": 4}, "train_bits must be None or a non-empty sequence"),
+        ({"local_csi": "own"}, "local_csi must be one of 'transmit', got 'own'"),
         ({"talks": -1}, "talks"),
         ({"width": 1}, "width"),
         ({"stages": ()}, "stages"),
@@ -414,8 +420,11 @@ def test_a_message_of_another_length_is_an_error() -> None:
     agent.predict(observations(agent).numpy())
     view = view_from_stations(agent.system.codec.channels(observations(agent)))[:, 0]
     for heard in ((), (torch.ones(5, 2, 3),), (torch.ones(5, 1, 4),), (torch.ones(5, 2, 4),) * 2):
-        with pytest.raises(ValueError, match="received must hold one tensor of shape"):
+        with pytest.raises(ValueError, match="received must be"):
             agent.stations[0].act(view, heard)
+    agent.message_bits = None
+    with pytest.raises(ValueError, match=r"received must be messages of shape \(5, 2, "):
+        agent.stations[0].act(view, (torch.ones(5, 2, 4),))
 
 
 def test_the_network_says_which_control_it_needs() -> None:
