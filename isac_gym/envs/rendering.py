@@ -91,7 +91,7 @@ class Renderer:
             pattern_axes.fill_between(
                 grid, desired[cell], step="mid", color=colour, alpha=0.15, lw=0
             )
-            label = f"station {cell + 1}" if cells > 1 else "transmitted"
+            label = f"station {cell}" if cells > 1 else "transmitted"
             if outcome is not None:
                 pattern = outcome.sensing.beampattern.reshape(-1, cells, len(grid))[0, cell]
                 pattern_axes.plot(grid, pattern.cpu().numpy(), color=colour, label=label)
@@ -102,7 +102,7 @@ class Renderer:
         rate_axes.set(xlabel="user", ylabel="spectral efficiency (bit/s/Hz)")
         if outcome is not None:
             rates = outcome.rates.reshape(-1, cells, scenario.num_users)[0].cpu().numpy()
-            users = np.arange(1, scenario.num_users + 1)
+            users = np.arange(scenario.num_users)
             width = 0.8 / cells
             for cell in range(cells):
                 rate_axes.bar(users + (cell - (cells - 1) / 2) * width, rates[cell], width)

@@ -676,6 +676,23 @@ def test_render_draws_the_last_block(settings: dict[str, Any]) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("cells", [1, 3])
+def test_stations_and_users_have_their_numbers_in_the_picture(cells: int) -> None:
+    """Counted as in ``station_0`` of the environment of several agents, and in all messages."""
+    env = make(**SMALL, num_cells=cells, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.render()
+    pattern, rates = env._renderer.figure.axes
+    if cells == 1:
+        assert pattern.get_legend() is None
+    else:
+        named = [text.get_text() for text in pattern.get_legend().get_texts()]
+        assert named == ["station 0", "station 1", "station 2"]
+    assert [label.get_text() for label in rates.get_xticklabels()] == ["0", "1", "2"]
+    env.close()
+
+
 def test_human_mode_works_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     monkeypatch.delenv("DISPLAY", raising=False)
