@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from isac_gym.scenario import Layout, Scenario
 
-__all__ = ["ChannelModel", "Complex", "Deployment", "draw_complex_normal", "scale_between_cells"]
+__all__ = [
+    "ChannelModel",
+    "Complex",
+    "Deployment",
+    "convert_to_array",
+    "draw_complex_normal",
+    "scale_between_cells",
+]
 
 Complex = npt.NDArray[np.complex64]
 
@@ -76,6 +84,18 @@ class Deployment:
         np.fill_diagonal(gain, 1.0)
         amplitude: npt.NDArray[np.float32] = np.sqrt(gain).astype(np.float32)
         return amplitude[:, :, None, None]
+
+
+def convert_to_array(name: str, given: npt.ArrayLike) -> npt.NDArray[Any]:
+    """What somebody gives as an array, of whatever type its entries are.
+
+    Raises:
+        ValueError: If it is nested sequences of different lengths; the message names it.
+    """
+    try:
+        return np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array with rows of equal length: {error}") from error
 
 
 def draw_complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Complex:

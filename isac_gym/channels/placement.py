@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from isac_gym.channels.base import convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.validation import not_allowed
 
@@ -199,15 +199,16 @@ def check_user_positions(
 
     Raises:
         TypeError: If they are no real numbers.
-        ValueError: If the layout is ``"uniform"``, which has no positions, the shape differs, a
-            coordinate is not finite, or a user is closer to a station than ``least_distance``.
+        ValueError: If the layout is ``"uniform"``, which has no positions, the shape differs or is
+            none, a coordinate is not finite, or a user is closer to a station than
+            ``least_distance``.
     """
+    array = convert_to_array(name, given)
     if not scenario.is_geometric:
         raise ValueError(
             f"{name} must be None with layout={scenario.layout!r}, which has no positions, got "
-            f"shape {np.shape(given)}"
+            f"shape {array.shape}"
         )
-    array: npt.NDArray[Any] = np.asarray(given)
     if not np.issubdtype(array.dtype, np.integer) and not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     shape = (*lead, scenario.num_cells, scenario.num_users, 2)

@@ -12,9 +12,11 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from isac_gym.channels import ChannelModel
+from isac_gym.channels.base import convert_to_array
+from isac_gym.channels.placement import check_user_positions
 from isac_gym.channels.selection import resolve_channel_model
 from isac_gym.envs.rendering import Renderer
-from isac_gym.envs.single import collect_info, make_spaces, take_option
+from isac_gym.envs.single import check_options, collect_info, make_spaces
 from isac_gym.scenario import Scenario, resolve_scenario
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome, choose_device
@@ -92,21 +94,41 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
         Args:
             seed: Seed of all randomness, or None to go on with the current generator.
             options: ``{"reset_mask": mask}`` restarts only the environments where the boolean
-                mask (num_envs,) is true.
+                mask (num_envs,) is true. ``{"user_positions": P}``, with a layout other than
+                ``"uniform"``, lets the users of the environments that are restarted stand at the
+                given points until the end of their episode, in m: (J, K, 2) for all environments
+                alike, or (num_envs, J, K, 2), of which the mask selects. Shadowing is drawn.
 
         Returns:
             Observations (num_envs, ·) and an empty dictionary.
 
         Raises:
-            ValueError: If the mask has another shape or type, some environments were never
-                started, or there is another option.
+            TypeError: If the options are no dictionary, or the positions no real numbers.
+            ValueError: If the mask has another shape or type, some environments were never started,
+                the positions have another shape or are not finite, a user stands closer to a
+                station than ``least_distance``, the layout has no positions, or there is another
+                option.
         """
+        given = check_options(options, "reset_mask", "user_positions")
+        mask = self._check_mask(given.get("reset_mask"))
+        positions = self._check_positions(given.get("user_positions"))
         if seed is not None:
             super().reset(seed=seed)
-        mask = take_option(options, "reset_mask")
-        if mask is None:
-            mask = np.ones(self.num_envs, np.bool_)
-        mask = np.asarray(mask)
+        self.simulation.start(
+            self.np_random,
+            None if mask.all() else mask,
+            None if positions is None else positions[mask],
+        )
+        self._elapsed[mask] = 0
+        self._started = True
+        self._outcome = None
+        return self.simulation.observe(), {}
+
+    def _check_mask(self, given: npt.ArrayLike | None) -> npt.NDArray[np.bool_]:
+        """Which environments a reset restarts, (num_envs,)."""
+        if given is None:
+            return np.ones(self.num_envs, np.bool_)
+        mask = convert_to_array("options['reset_mask']", given)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
             raise ValueError(
                 f"options['reset_mask'] must be a boolean array of shape ({self.num_envs},), got "
@@ -114,11 +136,17 @@ class ISACVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
             )
         if not self._started and not mask.all():
             raise ValueError("options['reset_mask'] must be all true at the first reset")
-        self.simulation.start(self.np_random, None if mask.all() else mask)
-        self._elapsed[mask] = 0
-        self._started = True
-        self._outcome = None
-        return self.simulation.observe(), {}
+        return mask
+
+    def _check_positions(self, given: npt.ArrayLike | None) -> npt.NDArray[np.float64] | None:
+        """Where a reset puts the users of each environment, (num_envs, J, K, 2)."""
+        if given is None:
+            return None
+        name = "options['user_positions']"
+        array = convert_to_array(name, given)
+        lead = () if array.ndim == 3 else (self.num_envs,)
+        positions = check_user_positions(array, self.scenario, lead, name=name)
+        return np.broadcast_to(positions, (self.num_envs, *positions.shape[-3:]))
 
     def step(self, actions: npt.ArrayLike) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Transmit for one block in every environment.

@@ -183,11 +183,12 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
             The observation of every agent, and an empty dictionary for every agent.
 
         Raises:
-            TypeError: If an option is of a wrong type.
+            TypeError: If the options are no dictionary, or an option is of a wrong type.
             ValueError: If an option is not allowed, or there is no such option.
         """
-        known = {name: value for name, value in (options or {}).items() if name != "options"}
-        self.central.reset(seed=seed, options=known)
+        if isinstance(options, Mapping):
+            options = {name: value for name, value in options.items() if name != "options"}
+        self.central.reset(seed=seed, options=options)
         self._has_begun = True
         self._arrived = self._make_silence()
         self.agents = list(self.possible_agents)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from isac_gym.channels import ChannelModel, Complex, Deployment
+from isac_gym.channels.base import convert_to_array
 from isac_gym.channels.placement import check_user_positions
 from isac_gym.channels.selection import resolve_channel_model
 from isac_gym.envs.rendering import Renderer
@@ -20,7 +21,7 @@ from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome
 from isac_gym.system.simulation import Simulation
 
-__all__ = ["ISACEnv", "collect_info", "make_spaces", "take_option"]
+__all__ = ["ISACEnv", "check_options", "collect_info", "make_spaces"]
 
 Observation = npt.NDArray[np.float32]
 
@@ -38,23 +39,29 @@ def make_spaces(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
     )
 
 
-def take_option(options: dict[str, Any] | None, name: str, *others: str) -> Any:
-    """The value of an option of a reset, or None.
+def check_options(options: Mapping[str, Any] | None, *known: str) -> Mapping[str, Any]:
+    """Check the options of a reset.
 
     Args:
-        options: All options.
-        name: Name of this one.
-        *others: Names of the others that there are.
+        options: The options; None means none.
+        *known: Names of those that there are.
+
+    Returns:
+        The options.
 
     Raises:
-        ValueError: If there are further options.
+        TypeError: If they are no dictionary.
+        ValueError: If there is another option.
     """
-    known = (name, *others)
-    unknown = sorted(set(options or {}) - set(known))
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options must be None or a dictionary, got {options!r}")
+    unknown = [name for name in options if name not in known]
     if unknown:
         allowed = " and ".join(map(repr, known))
         raise ValueError(f"options must hold nothing but {allowed}, got {unknown}")
-    return (options or {}).get(name)
+    return options
 
 
 def collect_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
@@ -179,33 +186,54 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             options: ``{"channels": H}`` starts from the given channels, complex (K, M) or, with
                 several cells, (J, J, K, M). ``{"user_positions": P}``, with a layout other than
                 ``"uniform"``, lets the users stand at the given points for the episode, (J, K, 2)
-                in m; shadowing is drawn.
+                in m; shadowing is drawn. Channels of such a layout must come with positions if the
+                gains of these users matter to them: for the error of an estimate, with
+                ``csi_error_variance``, or for the blocks that follow from them, with ``doppler``.
 
         Returns:
             Observation and an empty dictionary.
 
         Raises:
-            TypeError: If the channels are no numbers, or the positions no real ones.
+            TypeError: If the options are no dictionary, the channels no numbers, or the positions
+                no real ones.
             ValueError: If the channels or positions have another shape or are not finite, a user
-                stands closer to a station than ``least_distance``, the layout has no positions, or
-                there is another option.
+                stands closer to a station than ``least_distance``, the layout has no positions,
+                positions are missing, or there is another option.
         """
-        super().reset(seed=seed)
-        channels = take_option(options, "channels", "user_positions")
-        positions = take_option(options, "user_positions", "channels")
+        given = check_options(options, "channels", "user_positions")
+        channels, positions = given.get("channels"), given.get("user_positions")
         if positions is not None:
             name = "options['user_positions']"
             positions = check_user_positions(positions, self.scenario, name=name)[None]
+        if channels is not None:
+            channels = _convert_channels(channels, self.simulation.deployment)[None]
+            if positions is None:
+                self._check_channels_alone()
+        super().reset(seed=seed)
         if channels is None:
             self.simulation.start(self.np_random, positions=positions)
         else:
-            given = _convert_channels(channels, self.simulation.deployment)
-            self.simulation.place(self.np_random, given[None], positions)
+            self.simulation.place(self.np_random, channels, positions)
         self._elapsed = 0
         self._outcome = None
         if self.render_mode == "human":
             self.render()
         return self.simulation.observe()[0], {}
+
+    def _check_channels_alone(self) -> None:
+        """Check that given channels mean something without the positions of their users."""
+        scenario = self.scenario
+        reasons = {
+            f"csi_error_variance={scenario.csi_error_variance:g}": scenario.csi_error_variance > 0,
+            f"{self.channel_model!r}": self.channel_model.is_time_correlated,
+        }
+        found = " and ".join(reason for reason, applies in reasons.items() if applies)
+        if scenario.is_geometric and found:
+            raise ValueError(
+                "options['user_positions'] must be given with options['channels'] with "
+                f"layout={scenario.layout!r} and {found}, which need the gains of these users, "
+                "got None"
+            )
 
     def step(self, action: npt.ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Transmit for one block, then move to the next.
@@ -287,7 +315,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
 
 def _convert_channels(channels: npt.ArrayLike, deployment: Deployment) -> Complex:
-    array = np.asarray(channels)
+    array = convert_to_array("options['channels']", channels)
     if not np.issubdtype(array.dtype, np.number):
         raise TypeError(f"options['channels'] must hold numbers, got dtype {array.dtype}")
     shape = deployment.shape[2:] if deployment.num_cells == 1 else deployment.shape

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from isac_gym.channels.base import Complex, Deployment
+from isac_gym.channels.base import Complex, Deployment, convert_to_array
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.scenario import Scenario
@@ -53,7 +53,7 @@ def check_action(action: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[n
         TypeError: If the action does not hold real numbers.
         ValueError: If the shape differs, or an entry is NaN, infinite or outside [-1, 1].
     """
-    given = np.asarray(action)
+    given = convert_to_array("action", action)
     if given.dtype.kind not in "fiu":
         raise TypeError(f"action must be an array of real numbers, got dtype {given.dtype}")
     if given.shape != shape:

@@ -395,6 +395,12 @@ def test_positions_must_have_their_shape(shape: tuple[int, ...]) -> None:
     assert str(shape) in str(error.value)
 
 
+@pytest.mark.parametrize("layout", ["hexagonal", "uniform"])
+def test_positions_in_rows_of_different_lengths_are_named(layout: Layout) -> None:
+    with pytest.raises(ValueError, match=r"^given must be an array with rows of equal length: "):
+        check_user_positions([[[1.0, 2.0]], [[3.0]]], scenario(layout), name="given")
+
+
 @pytest.mark.parametrize("dtype", [complex, bool, object, "U5"])
 def test_positions_must_be_real_numbers(dtype: Any) -> None:
     with pytest.raises(TypeError, match=r"^positions must hold real numbers, got dtype"):

@@ -291,13 +291,118 @@ def test_reset_mask_restarts_some() -> None:
 
 
 @pytest.mark.parametrize(
-    "mask", [np.ones(3, np.bool_), np.ones(2), np.ones((2, 1), np.bool_), [1, 0], "yes"]
+    "mask",
+    [np.ones(3, np.bool_), np.ones(2), np.ones((2, 1), np.bool_), [1, 0], "yes", [[True], []]],
 )
 def test_bad_reset_masks(mask: Any) -> None:
     envs = make_vec(2, **SMALL)
     envs.reset(seed=0)
     with pytest.raises((TypeError, ValueError), match="reset_mask"):
         envs.reset(options={"reset_mask": mask})
+
+
+LINE: dict[str, Any] = {**SMALL, "num_cells": 2, "layout": "line", "episode_length": 3}
+
+
+def points(*lead: int, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Points (…, 2, 3, 2) for the users of two cells along the line."""
+    rng = np.random.default_rng(seed)
+    offsets = rng.uniform(30.0, 150.0, (*lead, 2, 3, 2))
+    return np.array([[[0.0, 0.0]], [[500.0, 0.0]]]) + offsets
+
+
+def positions_of(env: Any) -> npt.NDArray[np.float64]:
+    found: npt.NDArray[np.float64] = env.unwrapped.simulation.positions
+    return found
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_users_of_a_batch_of_one_stand_where_those_of_the_single_environment_do(
+    is_shared: bool,
+) -> None:
+    changes = {**LINE, "doppler": 0.05, "csi_error_variance": 0.1}
+    single, batched = gym.make("ISAC-MISO-v0", **changes), make_vec(1, **changes)
+    users = points()
+    seen, _ = single.reset(seed=3, options={"user_positions": users})
+    given = users if is_shared else users[None]
+    batch, info = batched.reset(seed=3, options={"user_positions": given})
+    assert info == {}
+    single.action_space.seed(0)
+    for step in range(1, 6):
+        np.testing.assert_array_equal(batch[0], seen)
+        np.testing.assert_array_equal(positions_of(batched), positions_of(single))
+        assert np.array_equal(positions_of(batched)[0], users) == (step <= 3)
+        action = single.action_space.sample()
+        seen, reward, _, truncated, _ = single.step(action)
+        batch, rewards, *_ = batched.step(action[None])
+        assert rewards[0] == reward
+        if truncated:
+            seen, _ = single.reset()
+
+
+def test_users_of_each_environment_stand_where_a_reset_puts_them() -> None:
+    """Without scattering and shadowing a path has the power that its length gives it."""
+    envs = make_vec(4, **LINE, shadowing_std_db=0.0, channel_model=RicianChannel(200.0))
+    stations = np.array([[0.0, 0.0], [500.0, 0.0]])
+
+    def expect_powers_of(users: npt.NDArray[np.float64]) -> None:
+        apart = np.linalg.norm(users[:, None] - stations[:, None, None], axis=-1)
+        expected = np.repeat((apart / 250.0)[..., None] ** -3.7, 9, -1)
+        np.testing.assert_allclose(
+            np.abs(envs.simulation.channels) ** 2, expected, rtol=1e-4, atol=1e-12
+        )
+
+    each, shared = points(4), points(seed=1)
+    envs.reset(seed=0, options={"user_positions": each.tolist()})
+    np.testing.assert_array_equal(positions_of(envs), each)
+    expect_powers_of(each)
+    envs.step(envs.action_space.sample())
+    expect_powers_of(each)
+    envs.reset(options={"user_positions": shared})
+    np.testing.assert_array_equal(positions_of(envs), np.stack([shared] * 4))
+    # Of positions for all environments a mask selects those that it restarts.
+    mask, before = np.array([True, False, False, True]), envs.simulation.channels
+    envs.reset(options={"user_positions": each, "reset_mask": mask})
+    moved = np.where(mask[:, None, None, None], each, shared)
+    np.testing.assert_array_equal(positions_of(envs), moved)
+    expect_powers_of(moved)
+    np.testing.assert_array_equal(envs.simulation.channels[~mask], before[~mask])
+    other = points(seed=2)
+    envs.reset(options={"user_positions": other, "reset_mask": ~mask})
+    np.testing.assert_array_equal(positions_of(envs)[~mask], np.stack([other] * 2))
+    np.testing.assert_array_equal(positions_of(envs)[mask], each[mask])
+    # The users of the next episode are drawn.
+    for _ in range(3):
+        envs.step(envs.action_space.sample())
+    assert (positions_of(envs)[~mask] != other).all()
+    assert (positions_of(envs)[mask] != each[mask]).all()
+
+
+def test_points_for_users_of_a_batch_that_are_not_allowed() -> None:
+    envs = make_vec(3, **LINE)
+    observations, _ = envs.reset(seed=0)
+    near = points(3)
+    near[2, 1, 0] = [500.0, 1.0]
+    faults: list[tuple[Any, type[Exception], str]] = [
+        (near, ValueError, r"must be at least .*user 0 of cell 1 in environment 2 at 1 m"),
+        (near[2], ValueError, r"must be at least .*user 0 of cell 1 at 1 m from station 1"),
+        (points(2), ValueError, r"must have shape \(3, 2, 3, 2\), got \(2, 2, 3, 2\)"),
+        (points(3)[:, 0], ValueError, r"must have shape \(2, 3, 2\), got \(3, 3, 2\)"),
+        (points(3, 1), ValueError, r"must have shape \(3, 2, 3, 2\)"),
+        (np.nan * points(3), ValueError, "must be finite"),
+        (1j * points(3), TypeError, "must hold real numbers"),
+        ("far", TypeError, "must hold real numbers"),
+        ([[1.0], [1.0, 2.0]], ValueError, "must be an array with rows of equal length"),
+    ]
+    for given, kind, text in faults:
+        with pytest.raises(kind, match=rf"^options\['user_positions'\] {text}"):
+            envs.reset(seed=9, options={"user_positions": given})
+    with pytest.raises(ValueError, match=r"options\['user_positions'\] must be None with layout"):
+        make_vec(2, **SMALL).reset(options={"user_positions": points(2)})
+    # Nothing has happened: the generator goes on where it was.
+    twin = make_vec(3, **LINE)
+    np.testing.assert_array_equal(twin.reset(seed=0)[0], observations)
+    np.testing.assert_array_equal(twin.reset()[0], envs.reset()[0])
 
 
 def test_first_reset_must_start_all() -> None:

@@ -431,6 +431,7 @@ def test_faulty_actions_name_the_station_and_change_nothing() -> None:
         ({**good, "station_0": good["station_0"][None]}, ValueError, "station_0.*shape"),
         ({**good, "station_1": np.full(size, 1.5)}, ValueError, r"station_1.*\[-1, 1\]"),
         ({**good, "station_1": np.full(size, np.nan)}, ValueError, r"station_1.*\[-1, 1\]"),
+        ({**good, "station_1": [[0.5], []]}, ValueError, "station_1.*rows of equal length"),
         ({**good, "station_1": None}, TypeError, "station_1.*real numbers"),
         ({**good, "station_1": np.full(size, "a")}, TypeError, "station_1.*real numbers"),
     ]
@@ -484,6 +485,12 @@ def test_options_of_a_reset() -> None:
         env.reset(options={"chanels": channels})
     with pytest.raises(ValueError, match=r"options\['channels'\] must have shape"):
         env.reset(options={"channels": channels[0]})
+
+
+@pytest.mark.parametrize("options", [3, "channels", ["channels"], [("channels", 1)], []])
+def test_options_must_be_a_dictionary(options: Any) -> None:
+    with pytest.raises(TypeError, match=r"^options must be None or a dictionary, got "):
+        make(**ONE).reset(options=options)
 
 
 def test_users_stand_where_a_reset_puts_them() -> None:

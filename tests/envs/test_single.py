@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -440,7 +441,7 @@ def test_shadowing_is_drawn_for_given_points() -> None:
 
 
 def test_given_channels_start_an_episode_with_distances() -> None:
-    env = make(**SMALL, num_cells=2, layout="hexagonal", csi_error_variance=0.1)
+    env = make(**SMALL, num_cells=2, layout="hexagonal")
     given = np.ones((2, 2, 3, 9), np.complex64)
     observation, _ = env.reset(seed=0, options={"channels": given})
     np.testing.assert_array_equal(env.channels, given)
@@ -450,12 +451,87 @@ def test_given_channels_start_an_episode_with_distances() -> None:
     env.step(env.action_space.sample())
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"csi_error_variance": 0.1}, "csi_error_variance=0.1"),
+        ({"doppler": 0.05}, r"GaussMarkovChannel\(doppler=0.05\)"),
+        ({"channel_model": isac_gym.GaussMarkovChannel(0.2)}, r"GaussMarkovChannel\(doppler=0.2\)"),
+        ({"doppler": 0.05, "csi_error_variance": 0.1}, r"csi_error_variance=0.1 and Gauss"),
+    ],
+    ids=["estimates", "doppler", "model", "both"],
+)
+def test_channels_to_which_gains_matter_need_the_positions_of_their_users(
+    changes: dict[str, Any], reason: str
+) -> None:
+    settings = {**SMALL, "num_cells": 2, "layout": "line", **changes}
+    env, twin = make(**settings), make(**settings)
+    given = np.ones((2, 2, 3, 9), np.complex64)
+    env.reset(seed=4)
+    observation, _ = twin.reset(seed=4)
+    with pytest.raises(ValueError, match=rf"^options\['user_positions'\] must.*'line'.*{reason}"):
+        env.reset(seed=9, options={"channels": given})
+    # Nothing has happened: the generator goes on where it was.
+    np.testing.assert_array_equal(env.simulation.observe()[0], observation)
+    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
+    uniform = make(**{**settings, "layout": "uniform"})
+    uniform.reset(seed=0, options={"channels": given})
+    np.testing.assert_array_equal(uniform.channels, given)
+
+
+def test_the_error_of_given_channels_is_that_of_the_users_given_with_them() -> None:
+    """A user ten times as near has an error that is as much larger as its gain."""
+    variance = 0.2
+    env = make(
+        **{**SMALL, "num_radar_antennas": 40, "num_comm_antennas": 40, "radar_power": 8.0},
+        num_cells=1,
+        layout="line",
+        shadowing_std_db=0.0,
+        csi_error_variance=variance,
+    )
+    users = np.array([[[25.0, 0.0], [0.0, 100.0], [-250.0, 0.0]]])
+    given = np.ones((3, 80), np.complex64)
+    observation, _ = env.reset(seed=0, options={"channels": given, "user_positions": users})
+    np.testing.assert_array_equal(env.channels, given)
+    seen = direct_model.observed_channels(env.scenario, observation)[0, 0]
+    error = np.mean(np.abs(seen - given) ** 2, -1)
+    expected = variance * np.array([10.0, 2.5, 1.0]) ** 3.7
+    # abs(E)² has its mean as standard deviation; five standard errors.
+    np.testing.assert_allclose(error / expected, 1.0, atol=5 / np.sqrt(80))
+
+
 def test_points_for_users_need_a_layout_with_distances() -> None:
     env = make(**SMALL)
     with pytest.raises(ValueError, match=r"options\['user_positions'\] must be None with layout"):
         env.reset(options={"user_positions": np.full((1, 3, 2), 100.0)})
     with pytest.raises(ValueError, match=r"options must hold nothing but 'channels' and 'user_pos"):
         env.reset(options={"positions": np.full((1, 3, 2), 100.0)})
+
+
+@pytest.mark.parametrize("options", [3, 0, "", "channels", [], ["channels"], [("channels", 1)]])
+@pytest.mark.parametrize("how", ["single", "made", "batch"])
+def test_options_must_be_a_dictionary(options: Any, how: str) -> None:
+    env: Any = {
+        "single": lambda: ISACEnv(**SMALL),
+        "made": lambda: gym.make("ISAC-MISO-v0", **SMALL),
+        "batch": lambda: gym.make_vec("ISAC-MISO-v0", num_envs=2, **SMALL),
+    }[how]()
+    env.reset(seed=0)
+    message = f"^options must be None or a dictionary, got {re.escape(repr(options))}$"
+    with pytest.raises(TypeError, match=message):
+        env.reset(options=options)
+
+
+def test_unknown_options_of_any_type_are_named() -> None:
+    with pytest.raises(ValueError, match=r"options must hold nothing but .*\[1, 'users'\]"):
+        make(**SMALL).reset(options={1: 2, "users": 3})
+
+
+def test_options_in_rows_of_different_lengths_are_named() -> None:
+    env = make(**SMALL, layout="line")
+    for name in ("channels", "user_positions"):
+        with pytest.raises(ValueError, match=rf"^options\['{name}'\] must be an array with rows"):
+            env.reset(options={name: [[1.0], [1.0, 2.0]]})
 
 
 @pytest.mark.parametrize("channels", ["text", np.array([["a"] * 9] * 3), np.full((3, 9), None)])

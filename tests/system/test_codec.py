@@ -300,6 +300,11 @@ def test_the_most_negative_integer_is_outside_the_box(dtype: type[np.signedinteg
         check_action(lowest, (3,))
 
 
+def test_an_action_in_rows_of_different_lengths_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^action must be an array with rows of equal length: "):
+        check_action([[0.5, 0.5], [0.5]], (2, 2))
+
+
 def test_checked_action_keeps_values() -> None:
     values = np.array([-1.0, 1.0, 0.0, -0.0, 0.5, 1e-40], np.float64)
     checked = check_action(values, (6,))
