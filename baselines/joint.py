@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -92,7 +92,12 @@ class JointOracle(CoordinatedPolicy):
     Raises:
         ValueError: If the scenario has another control mode or a fixed radar, or an option is not
             allowed.
+
+    Attributes:
+        stations_interact: Whether a station's design depends on the prices of the others.
     """
+
+    stations_interact: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -188,7 +193,7 @@ class JointOracle(CoordinatedPolicy):
                 # What ε is worth where it is kept on every channel is a good guess.
                 lambda: np.log(np.maximum(mean(None, "multiplier"), 1e-9)),
                 self.scenario.num_cells,
-                method="together",
+                method="coupled" if self.stations_interact else "together",
                 tolerance=tolerance,
                 least=_LEAST_LOG_PRICE,
                 limit=("sensing_threshold", self.scenario.sensing_threshold),

@@ -347,6 +347,7 @@ class JointNetwork(NetworkPolicy):
     """
 
     bits_per_link: ClassVar[int | None] = None  # it sees the channels of all
+    stations_interact: ClassVar[bool] = True
 
     def _pose(self, channels: Tensor) -> NetworkProblem:
         return self._pose_network(channels)

@@ -23,8 +23,10 @@ _LARGEST_LOG: Final = 9.0
 _MOST_EVALUATIONS: Final = 16
 _USUAL_FALL: Final = 0.25
 """By what a mean falls, relative to its limit, as the price is e-folded."""
-_COUPLED_TOLERANCE: Final = 0.02
-"""Excess up to which prices of coupled stations count as settled."""
+_MOST_COUPLED_EVALUATIONS: Final = 20
+_SETTLED: Final = 2e-3
+"""Excess up to which the prices of coupled stations count as settled: policies are held to 0.5 %
+above their limit on other channels, which leaves the rest to the difference between channels."""
 _ROUNDING: Final = 1e-5
 """Excess of a mean that is at its limit whatever the price, as of a power that is used up."""
 
@@ -53,6 +55,8 @@ def settle_prices(
             method, to 0.2 % of the price, for evaluations that are cheap; a mean may then exceed
             its limit by what that changes, less the tolerance. ``"coupled"`` is for means that
             depend on the prices of other stations as well: secant steps of all stations at once.
+            Where they do not end, because a mean jumps, the limit counts as kept by means of up
+            to 0.2 % above it.
         tolerance: How far a mean may stay below its limit, relative.
         least: Logarithm of the least price that is considered.
         limit: Name and value of the limit, for the message.
@@ -61,7 +65,8 @@ def settle_prices(
         The prices, (J,); 0 where the limit is not exceeded without one.
 
     Raises:
-        ValueError: If no price keeps the limit.
+        ValueError: If no price keeps the limit, or ``method`` is ``"together"`` and the means
+            depend on the prices of other stations.
     """
     searches = {"together": _search_together, "each": _search_each, "coupled": _search_coupled}
     found = searches[method](excess, guess, cells, tolerance, least)
@@ -102,7 +107,16 @@ def _search_together(
         point = np.where(done, point, np.where(bracketed, inside, outside)).clip(
             least, _LARGEST_LOG
         )
-    return np.where(binds, np.exp(high), 0.0)
+    prices = np.where(binds, np.exp(high), 0.0)
+    if cells > 1 and binds.any() and np.isfinite(prices).all():
+        # Each price was seen to keep its limit, but beside other prices of the other stations.
+        left = float(excess(prices).max())
+        if left > _ROUNDING:
+            raise ValueError(
+                "method must be 'coupled' where means depend on the prices of other stations, got "
+                f"'together', whose prices leave an excess of {left:.3g}"
+            )
+    return prices
 
 
 def _search_coupled(
@@ -111,15 +125,15 @@ def _search_coupled(
     """Secant steps; what a bracket says ceases to hold when another station's price moves."""
     aim = -0.5 * tolerance
     point = guess().clip(least, _LARGEST_LOG)
-    slope = np.full(cells, -_USUAL_FALL)
-    before, last = point, np.zeros(cells)
-    best, smallest = point, math.inf
-    for number in range(_MOST_EVALUATIONS):
+    slope, reach = np.full(cells, -_USUAL_FALL), np.ones(cells)
+    before, last, step = point, np.zeros(cells), np.zeros(cells)
+    best, smallest = np.full(cells, np.inf), math.inf
+    for number in range(_MOST_COUPLED_EVALUATIONS):
         found = excess(np.exp(point))
         idle = (point <= least) & (found <= 0.0)
         # What is above the limit counts more than what stays below it.
         miss = np.where(idle, 0.0, np.maximum(found, 0.2 * (-tolerance - found)).clip(0.0))
-        if miss.max() < smallest:
+        if found.max() <= _SETTLED and miss.max() < smallest:
             best, smallest = point, float(miss.max())
         if smallest == 0.0:
             break
@@ -129,11 +143,13 @@ def _search_coupled(
                 secant = (found - last) / moved
             known = np.isfinite(secant) & (np.abs(moved) > 1e-3)
             slope = np.where(known, secant.clip(-2.0, -0.3 * _USUAL_FALL), slope)
+        wanted = (aim - found) / slope
+        # Steps as long as they may be, in one direction, may be twice as long the next time.
+        goes_on = (np.abs(step) >= reach) & (step * wanted > 0.0)
+        reach = np.where(goes_on, 2.0 * reach, 1.0)
+        step = np.where(miss > 0.0, wanted.clip(-reach, reach), 0.0)
         before, last = point, found
-        step = ((aim - found) / slope).clip(-1.0, 1.0)
-        point = (point + np.where(miss > 0.0, step, 0.0)).clip(least, _LARGEST_LOG)
-    if smallest > _COUPLED_TOLERANCE:
-        return np.full(cells, np.inf)
+        point = (point + step).clip(least, _LARGEST_LOG)
     return np.where(best <= least, 0.0, np.exp(best))
 
 
