@@ -17,7 +17,7 @@ __all__ = ["Comparison", "compare", "tabulate_comparison"]
 
 _CAPTION_OF_STATIONS: Final = (
     "; rates of all stations together; worst: mean at the station where it is largest; bits/link: "
-    "what each station tells each other in a block, – where it is no number of bits"
+    "what each station told each other in a block, a real number as 32 bits, – where all is known"
 )
 REFERENCE_TOLERANCE: Final = 5e-3
 """Relative excess of a constraint's mean up to which an agent counts as a feasible reference."""
@@ -162,4 +162,4 @@ def tabulate_comparison(
 
 def _show_bits(row: Row) -> str:
     bits = row["bits_per_link"]
-    return "–" if bits is None else str(bits)
+    return "–" if bits is None else f"{bits:g}"

@@ -16,6 +16,7 @@ from isac_gym.evaluation.statistics import mean_interval
 from isac_gym.policy import Policy
 from isac_gym.system.downlink import Outcome, find_system
 from isac_gym.system.simulation import Simulation
+from isac_gym.system.stations import Exchange
 
 __all__ = ["FEASIBILITY_TOLERANCE", "AgentError", "AgentResult", "ConstraintResult", "evaluate"]
 
@@ -74,8 +75,9 @@ class AgentResult:
         worst_mean_constraint: Mean over blocks of the signed constraint for which it is largest
             (over constraints and stations); feasible on the mean where <= 0.
         seconds_single: Median time of ``predict`` for one observation, in s.
-        bits_per_link: Bits that each station tells each other in a block; None for an agent that
-            does not say so, as one that sees the channels of all.
+        bits_per_link: Bits that each station told each other in a block, on the mean: those that
+            the agent's ``exchange`` has counted, a real number as 32, or what the agent says of
+            itself if it has none; None if it does not say so, as one that sees the channels of all.
         seconds_batched: Median time of ``predict`` for a batch of up to 1024 observations, divided
             by their number, in s.
         sum_rates: Spectral efficiency of each block, (E, T), in bit/s/Hz.
@@ -94,7 +96,7 @@ class AgentResult:
     worst_mean_constraint: float
     seconds_single: float
     seconds_batched: float
-    bits_per_link: int | None
+    bits_per_link: float | None
     sum_rates: npt.NDArray[np.float64] = dataclasses.field(repr=False)
     beampattern: npt.NDArray[np.float64] = dataclasses.field(repr=False)
 
@@ -147,6 +149,7 @@ def evaluate(
     holds = {n: np.empty((episodes, length), np.bool_) for n in system.limits}
     pattern = np.zeros((system.scenario.num_cells, len(system.sensing.grid_deg)))
     excess: Any = 0.0
+    moved = 0
     calls: list[tuple[float, int]] = []
     for part in parts:
         state: Any = None
@@ -154,6 +157,7 @@ def evaluate(
             simulation.hold(blocks.channels[part, block], blocks.estimates[part, block])
             observation = simulation.observe()
             started = np.full(len(observation), block == 0)
+            exchange, before = _read_exchange(agent)
             begin = time.perf_counter()
             try:
                 action, state = agent.predict(
@@ -162,6 +166,8 @@ def evaluate(
             except Exception as error:
                 raise AgentError(f"agent {name!r} failed in predict: {error!r}") from error
             calls.append((time.perf_counter() - begin, len(observation)))
+            current, after = _read_exchange(agent)
+            moved += after - before if current is exchange else after
             outcome = _apply(simulation, action, name)
             rates[part, block] = outcome.sum_rate.cpu().numpy()
             costs[part, block] = sum(value.cpu().numpy() for value in outcome.costs.values())
@@ -189,7 +195,7 @@ def evaluate(
         worst_mean_constraint=float(np.max(excess)) / blocks.count,
         seconds_single=_measure_latency(agent, first[0], deterministic),
         seconds_batched=_measure_batch(agent, first, deterministic, calls),
-        bits_per_link=getattr(agent, "bits_per_link", None),
+        bits_per_link=_state_bits(agent, moved, blocks.count),
         sum_rates=rates,
         beampattern=pattern / blocks.count,
     )
@@ -200,6 +206,25 @@ def _apply(simulation: Simulation, action: Any, name: str) -> Outcome:
         return simulation.apply_checked(action)[1]
     except (TypeError, ValueError) as error:
         raise type(error)(f"agent {name!r}: {error}") from error
+
+
+def _read_exchange(agent: Policy) -> tuple[Exchange | None, int]:
+    """What moves an agent's messages, if it has such a thing, and all bits that this has moved."""
+    exchange = getattr(agent, "exchange", None)
+    if not isinstance(exchange, Exchange):
+        return None, 0
+    return exchange, int(exchange.counts.sum())
+
+
+def _state_bits(agent: Policy, moved: int, count: int) -> float | None:
+    """Bits on each link in a block, of those moved in all blocks; else what the agent says."""
+    exchange, _ = _read_exchange(agent)
+    if exchange is None or exchange.num_cells == 1:
+        declared: float | None = getattr(agent, "bits_per_link", None)
+        return declared
+    links = exchange.num_cells * (exchange.num_cells - 1)
+    whole, rest = divmod(moved, links * count)
+    return moved / (links * count) if rest else whole
 
 
 def _measure_latency(

@@ -12,12 +12,18 @@ import direct_model
 import gymnasium as gym
 import numpy as np
 import pytest
+import small_network
+import torch
 from direct_model import SMALL
 from scipy import special, stats
 from simple_agents import Constant, Hashing
+from torch import Tensor
 
 from isac_gym import RayleighChannel
 from isac_gym.baselines import MRT
+from isac_gym.baselines.few_bits import FewBits
+from isac_gym.baselines.pricing import InterferencePricing
+from isac_gym.distributed import DistributedPolicy, Memory, Received, StationPolicy
 from isac_gym.evaluation import (
     compare,
     evaluate,
@@ -25,6 +31,7 @@ from isac_gym.evaluation import (
     judging,
 )
 from isac_gym.evaluation.statistics import mean_interval
+from isac_gym.system.stations import Exchange
 
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
@@ -173,6 +180,110 @@ def test_the_interval_of_equal_values_and_of_a_single_one() -> None:
     assert mean_interval(np.array([3.0])) == (-math.inf, math.inf)
     assert mean_interval(np.full(7, 2.5)) == (2.5, 2.5)
     assert mean_interval(np.full(7, 0.1)) == pytest.approx((0.1, 0.1), abs=1e-12)
+
+
+# What stations tell each other
+
+
+class Chatty(StationPolicy):
+    """A station that says whatever its channels' signs are, and always does the same."""
+
+    def __init__(self, scenario: Any, station: int, bits: int | None, rounds: int) -> None:
+        super().__init__(scenario, station)
+        self.message_bits, self.rounds = bits, rounds
+        self.message_numbers = 7
+
+    def _compose_message(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
+    ) -> Tensor:
+        width = self.message_numbers if self.message_bits is None else self.message_bits
+        said = local_csi.real[:, 1:, 0, :width]
+        return said if self.message_bits is None else torch.where(said > 0, 1.0, -1.0)
+
+    def _choose_action(
+        self, local_csi: Tensor, received: Received, memory: Memory | None
+    ) -> Tensor:
+        return local_csi.real.new_zeros(len(local_csi), self.system.codec.action_size)
+
+
+class Gossip(DistributedPolicy):
+    """Stations that talk to no end; what it says of itself is wrong."""
+
+    bits_per_link = 1_000_000
+
+    def __init__(self, env: Any, bits: int | None, rounds: int) -> None:
+        super().__init__(env)
+        cells = range(self.scenario.num_cells)
+        self.stations = [Chatty(self.scenario, station, bits, rounds) for station in cells]
+
+
+@pytest.mark.parametrize("changes", [{}, {"doppler": 0.05, "episode_length": 4}], ids=["1", "4"])
+@pytest.mark.parametrize(("bits", "rounds"), [(4, 1), (3, 2), (0, 3), (None, 2)])
+def test_bits_are_those_that_were_moved_and_not_those_that_are_declared(
+    bits: int | None, rounds: int, changes: dict[str, Any]
+) -> None:
+    env = small_network.make(**changes)
+    agent = Gossip(env, bits, rounds)
+    found = compare({"gossip": agent}, env, channels=10)["gossip"]
+    assert found.bits_per_link == (32 * 7 if bits is None else bits) * rounds
+    assert found.row()["bits_per_link"] == found.bits_per_link
+    assert isinstance(found.bits_per_link, int)
+
+
+def test_bits_of_designs_that_talk() -> None:
+    env = small_network.make()
+    agents = {
+        "few": FewBits(env, bits=2, iterations=2),
+        "pricing": InterferencePricing(env, bits=2, rounds=3, iterations=2),
+        "exact": InterferencePricing(env, bits=None, rounds=2, iterations=2),
+    }
+    table = compare(agents, env, channels=3)
+    # K = 3 users; a price and a power for each of them in every round.
+    expected = {"few": 3 * 2, "pricing": 2 * 3 * 2 * 3, "exact": 2 * 3 * 32 * 2}
+    assert {name: table[name].bits_per_link for name in agents} == expected
+    for bits in expected.values():
+        assert f" {bits} " in str(table)
+
+
+class Sharing(Constant):
+    """Moves messages by one exchange that it keeps, of another length in every call."""
+
+    def __init__(self, action: Any, exchange: Exchange) -> None:
+        super().__init__(action)
+        self.exchange = exchange
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.exchange.message_bits = bits = 1 + (self.exchange.message_bits or 0)
+        count = len(np.atleast_2d(observation))
+        self.exchange.swap([torch.ones(count, 2, bits)] * 3)
+        return super().predict(observation, *args, **kwargs)
+
+
+def test_bits_that_were_moved_before_or_to_measure_times_are_not_counted() -> None:
+    env = small_network.make()
+    size, blocks = env.action_space.shape[0], 1100
+    exchange = Exchange(3, 5)
+    exchange.swap([torch.ones(9, 2, 5)] * 3)
+    found = evaluate(
+        Sharing(np.zeros(size), exchange),
+        env,
+        evaluation_set(env.unwrapped.scenario, RayleighChannel(), blocks, 0),
+    )
+    # A call of 1024 blocks with six bits, one of the other 76 with seven.
+    assert found.bits_per_link == pytest.approx((1024 * 6 + 76 * 7) / 1100, rel=1e-12)
+
+
+def test_without_an_exchange_bits_are_what_an_agent_says() -> None:
+    class Telling(Constant):
+        bits_per_link = 24
+        exchange = None
+
+    env = small_network.make()
+    silent = np.zeros(env.action_space.shape, np.float32)
+    agents = {"telling": Telling(silent), "central": Constant(silent)}
+    table = compare(agents, env, channels=4)
+    assert table["telling"].bits_per_link == 24
+    assert table["central"].bits_per_link is None
 
 
 # How long an agent takes
