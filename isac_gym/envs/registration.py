@@ -4,8 +4,8 @@ PettingZoo has no entry points for others' environments, and importing it takes 
 this package, and sets environment variables. So the id is entered at once if PettingZoo's registry
 has been imported, and otherwise right after somebody imports it: a finder at the head of
 ``sys.meta_path`` answers for that one module, with the loader that Python would have used, and the
-id is entered when it has run. It does not matter which of the two packages is imported first, nor
-whether PettingZoo is installed.
+id is entered when it has run; with that the finder has done its work and is taken away. It does not
+matter which of the two packages is imported first, nor whether PettingZoo is installed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ _REGISTRY: Final = "pettingzoo.env_registry"
 
 
 def register_with_pettingzoo() -> None:
-    """Enter the id into PettingZoo's registry, now or when PettingZoo is imported."""
+    """Enter the id into PettingZoo's registry, now or when PettingZoo is imported.
+
+    Calling it again changes nothing.
+    """
     if _REGISTRY in sys.modules:
         _enter_id(sys.modules[_REGISTRY])
-    else:
+    elif _RegistryFinder not in sys.meta_path:
         sys.meta_path.insert(0, _RegistryFinder)
 
 
@@ -42,6 +45,9 @@ class _RegistryLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         _enter_id(module)
+        # Only now: a first import that fails half-way may be tried again.
+        if _RegistryFinder in sys.meta_path:
+            sys.meta_path.remove(_RegistryFinder)
 
 
 class _RegistryFinder:

@@ -594,6 +594,28 @@ def test_pettingzoo_makes_it_by_its_id(imports: str) -> None:
     )
 
 
+def test_nothing_stays_behind_that_waits_for_pettingzoo() -> None:
+    code = (
+        "import sys, isac_gym\n"
+        "def waiting(): return sum(f.__module__.startswith('isac_gym') for f in sys.meta_path)\n"
+        "for _ in range(3): isac_gym._register_with_pettingzoo()\n"
+        "print(waiting()); import pettingzoo; isac_gym._register_with_pettingzoo()\n"
+        "print(waiting(), 'ISAC-MultiCell-v0' in pettingzoo.parallel_registry)"
+    )
+    assert run(code).split() == ["1", "0", "True"]
+
+
+def test_an_import_of_pettingzoo_that_failed_may_be_tried_again() -> None:
+    code = (
+        "import sys, isac_gym; sys.modules['pettingzoo.env_registry.registration'] = None\n"
+        "try: import pettingzoo\n"
+        "except ImportError: print('failed')\n"
+        "del sys.modules['pettingzoo.env_registry.registration']; import pettingzoo\n"
+        "print('ISAC-MultiCell-v0' in pettingzoo.parallel_registry)"
+    )
+    assert run(code).split() == ["failed", "True"]
+
+
 def test_the_registry_passes_arguments_on() -> None:
     env = pettingzoo.make("parallel", "ISAC-MultiCell-v0", **THREE, max_cycles=5, reward="network")
     assert isinstance(env, ISACParallelEnv)
