@@ -66,7 +66,9 @@ class Exchange:
         num_cells: Stations J.
         message_bits: Bits L of a message to one neighbour; None moves real numbers, each counted as
             32 bits, for the comparison with messages that cost nothing.
-        flip_probability: Probability with which a bit arrives inverted.
+        flip_probability: Probability with which a bit arrives inverted. It says nothing of real
+            numbers, which always arrive as they were sent, so that it may stay set where messages
+            are sometimes bits and sometimes numbers.
         seed: Seed of the inversions.
 
     Raises:
