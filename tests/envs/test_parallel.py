@@ -21,6 +21,7 @@ from direct_model import SMALL
 import isac_gym
 from isac_gym import ISACEnv, ISACVectorEnv, RicianChannel, Scenario
 from isac_gym.system.downlink import find_system
+from isac_gym.system.stations import isolate_station
 
 pettingzoo = pytest.importorskip("pettingzoo", minversion="1.27")
 
@@ -316,6 +317,68 @@ def test_rewards_of_the_stations_add_up_to_that_of_the_network() -> None:
         assert len(set(together.values())) == 1
         assert len(set(apart.values())) == 3
         assert sum(apart.values()) == pytest.approx(together["station_0"], rel=1e-6)
+
+
+UNCOUPLED: list[dict[str, Any]] = [
+    {},
+    {"csi_error_variance": 0.2, "doppler": 0.05, "control": "power"},
+    {"power_limit": "cost", "scheduling": "contention"},
+]
+
+
+@pytest.mark.parametrize("changes", UNCOUPLED, ids=range(len(UNCOUPLED)))
+def test_without_paths_between_cells_no_station_notices_another(changes: dict[str, Any]) -> None:
+    settings = {**THREE, **changes, "intercell_gain": 0.0}
+    for station in range(3):
+        env, twin = make(**settings), make(**settings)
+        seed_actions(env)
+        env.reset(seed=6)
+        twin.reset(seed=6)
+        agent = f"station_{station}"
+        for _ in range(4):
+            actions = sample(env)
+            if settings.get("scheduling") == "contention":
+                for action in actions.values():
+                    action[-3:] = [-0.5, 0.5, -0.5]
+            seen, earned, _, _, infos = env.step(actions)
+            actions[agent] = actions[agent][::-1]
+            other_seen, other_earned, _, _, other_infos = twin.step(actions)
+            assert earned[agent] != other_earned[agent]
+            for other in set(env.possible_agents) - {agent}:
+                assert other_earned[other] == earned[other]
+                assert data_equivalence(other_infos[other], infos[other], exact=True)
+                np.testing.assert_array_equal(other_seen[other], seen[other])
+
+
+@pytest.mark.parametrize("changes", UNCOUPLED, ids=range(len(UNCOUPLED)))
+def test_without_paths_between_cells_every_station_is_an_environment_of_its_own(
+    changes: dict[str, Any],
+) -> None:
+    env = make(**{**THREE, **changes, "intercell_gain": 0.0, "csi_error_variance": 0.0})
+    alone = [
+        gym.make("ISAC-MISO-v0", scenario=isolate_station(env.scenario, station))
+        for station in range(3)
+    ]
+    seed_actions(env)
+    for seed in range(4):
+        env.reset(seed=seed)
+        channels = env.central.channels
+        actions = sample(env)
+        if env.scenario.scheduling == "contention":
+            for action in actions.values():
+                action[-3:] = [-0.5, -0.5, 0.5]
+        _, earned, _, _, infos = env.step(actions)
+        for station, single in enumerate(alone):
+            agent = f"station_{station}"
+            single.reset(options={"channels": channels[station, station]})
+            _, reward, _, _, info = single.step(actions[agent])
+            assert earned[agent] == pytest.approx(reward, rel=1e-6, abs=1e-6)
+            assert reward > 0
+            assert set(infos[agent]) == set(info)
+            for name, value in info.items():
+                np.testing.assert_allclose(
+                    infos[agent][name], value, rtol=1e-6, atol=1e-6, err_msg=name
+                )
 
 
 @pytest.mark.parametrize("cells", [2, 3, 4])

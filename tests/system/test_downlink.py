@@ -13,8 +13,10 @@ import torch
 from direct_model import SMALL
 from torch import Tensor
 
-from isac_gym import Scenario
+from isac_gym import RayleighChannel, Scenario
+from isac_gym.channels.process import ChannelProcess
 from isac_gym.system.downlink import ISACSystem, Outcome
+from isac_gym.system.stations import isolate_station
 
 CONTROLS = ("power", "amplitude", "beamforming")
 MODES = list(
@@ -221,6 +223,73 @@ def test_leading_dimensions(lead: tuple[int, ...]) -> None:
         for name, value in outcome.constraints.items():
             np.testing.assert_allclose(
                 value[index], single.constraints[name], rtol=1e-9, atol=1e-12
+            )
+
+
+def parts_of(outcome: Outcome) -> dict[str, Tensor]:
+    """What an outcome says of each station, (n, J, …)."""
+    return {
+        "rates": outcome.rates,
+        "sinr": outcome.sinr,
+        "beampattern_error": outcome.sensing.beampattern_error,
+        "cross_correlation": outcome.sensing.cross_correlation,
+        "comm_power": outcome.transmission.comm_power,
+        **outcome.constraints,
+    }
+
+
+def uncoupled(mode: tuple[str, str, str, str], dtype: torch.dtype) -> tuple[ISACSystem, Tensor]:
+    """Three stations without paths between cells, and channels for them."""
+    targets = ((-50.0, 10.0), (-20.0, 40.0), (-60.0, 30.0))
+    changes = {"num_cells": 3, "intercell_gain": 0.0, "target_angles_deg": targets}
+    system = make(*mode, dtype, **changes)
+    process = ChannelProcess(RayleighChannel(), system.scenario, 5)
+    process.start(np.random.default_rng(0))
+    return system, torch.from_numpy(process.channels).to(dtype.to_complex())
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+def test_without_paths_between_cells_no_station_disturbs_another(
+    mode: tuple[str, str, str, str],
+) -> None:
+    """Bit for bit: whatever one does, and whatever its channels are, the others have the same."""
+    system, channels = uncoupled(mode, torch.float32)
+    own, rng = system.codec.station_size, np.random.default_rng(1)
+    action = torch.from_numpy(rng.uniform(-1, 1, (5, 3 * own)).astype(np.float32))
+    if mode[2] == "contention":
+        action.unflatten(-1, (3, own))[..., -3:] = torch.tensor([-0.5, 0.5, -0.5])
+    before = parts_of(system.transmit(channels, action))
+    for station in range(3):
+        others = [index for index in range(3) if index != station]
+        acts = action.clone()
+        part = acts.unflatten(-1, (3, own))[:, station]
+        part.copy_(part.flip(-1))
+        met = channels.clone()
+        met[:, station] *= 1.5
+        for after in (system.transmit(channels, acts), system.transmit(met, action)):
+            found = parts_of(after)
+            for name, value in before.items():
+                assert torch.equal(found[name][:, others], value[:, others]), name
+            assert not torch.equal(found["sinr"][:, station], before["sinr"][:, station])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+def test_without_paths_between_cells_stations_are_as_good_as_alone(
+    mode: tuple[str, str, str, str], dtype: torch.dtype
+) -> None:
+    system, channels = uncoupled(mode, dtype)
+    own, rng = system.codec.station_size, np.random.default_rng(2)
+    action = torch.from_numpy(rng.uniform(-1, 1, (5, 3, own))).to(dtype)
+    if mode[2] == "contention":
+        action[..., -3:] = torch.tensor([0.5, -0.5, -0.5], dtype=dtype)
+    together = parts_of(system.transmit(channels, action.flatten(1)))
+    for station in range(3):
+        alone = ISACSystem(isolate_station(system.scenario, station), dtype=dtype)
+        met = channels[:, station : station + 1, station : station + 1]
+        for name, value in parts_of(alone.transmit(met, action[:, station])).items():
+            np.testing.assert_allclose(
+                together[name][:, station], value[:, 0], rtol=1e-6, atol=1e-6, err_msg=name
             )
 
 
