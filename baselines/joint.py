@@ -85,7 +85,8 @@ class JointOracle(CoordinatedPolicy):
         iterations: Iterations of the refinement, after which channels whose objective still
             changes are continued with twice as many, and so on.
         tolerance: Relative change over the last quarter of them at which a channel ends.
-        max_iterations: Iterations of the refinement after which it ends in any case.
+        max_iterations: Iterations of the refinement at most, if more than ``iterations``; they cut
+            the last round short.
         calibration_channels: Channels on which the price is found.
         seed: Seed of those channels and of random starts.
 
@@ -224,9 +225,10 @@ class JointOracle(CoordinatedPolicy):
             streams[index], iterate[index] = search.streams, objective.iterate
             multiplier[index] = search.multiplier
             change[index] = (search.value - before).abs() / search.value.abs().clamp_min(1.0)
-            done, iterations = done + iterations, 2 * iterations
+            done += iterations
+            iterations = min(2 * iterations, self.max_iterations - done)
             moving = (change > self.tolerance).view(whole.starts.shape).flatten(1).any(1)
-            if done >= self.max_iterations or not bool(moving.any()):
+            if iterations <= 0 or not bool(moving.any()):
                 break
             problems, index = whole.of_channels(moving)
         return self._complete(

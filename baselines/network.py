@@ -105,12 +105,13 @@ class NetworkPolicy(JointOracle):
         env: Environment whose scenario the policy is for, with ``radar="learned"``, control
             ``"beamforming"`` and all users served.
         num_starts: Starts a channel. The first is for all users, the others for random subsets of
-            half of each station's users or more.
+            each station's users, of K // 2 (1 at least) to K of them.
         refined: Starts that are refined.
         iterations: Iterations of the refinement, after which channels whose objective still
             changes are continued with twice as many, and so on.
         tolerance: Relative change over the last quarter of them at which a problem ends.
-        max_iterations: Iterations of the refinement after which it ends in any case.
+        max_iterations: Iterations of the refinement at most, if more than ``iterations``; they cut
+            the last round short.
         calibration_channels: Channels on which the price of the expected constraint is found.
         **options: ``constraint``, ``price`` and ``seed`` of
             :class:`~isac_gym.baselines.joint.JointOracle`.
@@ -188,9 +189,10 @@ class NetworkPolicy(JointOracle):
             points.put(index, part.move(search), moving)
             latest = (search.value - before).abs() / search.value.abs().clamp_min(1.0)
             change[index] = torch.where(moving, latest, change[index])
-            done, iterations = done + iterations, 2 * iterations
+            done += iterations
+            iterations = min(2 * iterations, self.max_iterations - done)
             left = (change > self.tolerance).view(points.starts.shape).flatten(1).any(1)
-            if done >= self.max_iterations or not bool(left.any()):
+            if iterations <= 0 or not bool(left.any()):
                 break
             part, index = points.of_channels(left)
         return self._complete_network(channels, points, change, prices)

@@ -28,7 +28,7 @@ def choose_subsets(cells: int, users: int, count: int, seed: int) -> Tensor:
         cells: Stations J.
         users: Users K of each.
         count: Starts c.
-        seed: Seed of the subsets, which hold between half of a station's users and all of them.
+        seed: Seed of the subsets, which hold from K // 2 (1 at least) to K users of each station.
 
     Returns:
         1 for users of the subset, float32 (c, J, K).

@@ -16,6 +16,7 @@ from isac_gym.baselines.joint import JointOracle
 from isac_gym.baselines.network import JointNetwork, NetworkDesign
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.registry import AGENTS, make_agent
+from isac_gym.solvers.network import NetworkSearch
 from isac_gym.system.downlink import find_system
 
 NETWORK: dict[str, Any] = {
@@ -184,6 +185,28 @@ def test_blocks_do_not_know_of_each_other() -> None:
         alone = agent.solve(channels[index : index + 1])
         torch.testing.assert_close(alone.rate[0], together.rate[index], rtol=1e-3, atol=0)
     assert torch.equal(agent.solve(channels).streams, together.streams)
+
+
+def test_the_last_round_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refinements of 6, 12 and 24 iterations, unless their sum is more than is allowed."""
+    run, counted = NetworkSearch.run, [0]
+
+    def counting(self: NetworkSearch, iterations: int, update_every: int = 10) -> None:
+        counted[0] += iterations
+        run(self, iterations, update_every)
+
+    monkeypatch.setattr(NetworkSearch, "run", counting)
+    env = make(num_cells=2, target_angles_deg=(-50.0, 10.0))
+    channels = drawn(env, 1)
+
+    def count(most: int) -> int:
+        counted[0] = 0
+        options: dict[str, Any] = {"num_starts": 1, "tolerance": 0.0, "iterations": 6}
+        JointNetwork(env, max_iterations=most, **options).solve(channels)
+        return counted[0]
+
+    once = count(1)
+    assert [count(most) - once for most in (6, 7, 18, 30, 42)] == [0, 1, 12, 24, 36]
 
 
 def test_it_is_found_by_name_and_for_whom_it_is() -> None:
