@@ -43,14 +43,23 @@ def run(folder: Path, script: str) -> str:
     return done.stdout
 
 
+TRAINED = '"paper", iterations=20'
+TALKING = "iterations=2, width=8, stages=((6.0, 2),), batch_size=4, calibration_channels=0"
+
+
 @pytest.mark.slow
-def test_stations_in_processes_of_their_own_act_as_one_process_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [TRAINED, TALKING], ids=["paper", "tuned"])
+def test_stations_in_processes_of_their_own_act_as_one_process_does(
+    tmp_path: Path, settings: str
+) -> None:
     examples = read_examples()
     assert set(examples) == {"station", "network"}
     lines = [line for code in examples.values() for line in code.splitlines() if line.strip()]
     assert len(lines) < 90
     assert examples["network"].count("num_cells=3)") == 1
     small = examples["network"].replace("num_cells=3)", f"num_cells=3, {SMALL}, {EXTRA})")
+    assert small.count(TRAINED) == 1
+    small = small.replace(TRAINED, settings)
     ending = 'agent.save("agent.zip"); np.save("observations.npy", observations)\n'
     (tmp_path / "network.py").write_text(small + ending)
     (tmp_path / "station.py").write_text(examples["station"])
@@ -59,6 +68,8 @@ def test_stations_in_processes_of_their_own_act_as_one_process_does(tmp_path: Pa
     agent = load_agent(tmp_path / "agent.zip")
     expected, _ = agent.predict(np.load(tmp_path / "observations.npy"))
     np.testing.assert_array_equal(np.concatenate(parts, -1), expected)
+    if settings != TRAINED:  # all stations have the same weights
+        return
     # A station's file has no room for the weights of two.
     sizes = [(tmp_path / f"station{j}.zip").stat().st_size for j in range(3)]
     assert max(sizes) < 0.6 * (tmp_path / "agent.zip").stat().st_size

@@ -133,12 +133,22 @@ def _make_experiment_command(name: str) -> Any:
 
 
 def _name_scenario(kind: Any) -> str:
-    """The preset that an experiment is for unless another is chosen."""
+    """The preset that an experiment is for unless another is chosen.
+
+    Raises:
+        TypeError: If its default scenario is no preset, which a command cannot name.
+    """
     from isac_gym.scenario import PRESETS
 
     (field,) = (field for field in dataclasses.fields(kind) if field.name == "scenario")
     default = _find_default(field)
-    return next(name for name, preset in PRESETS.items() if preset == default)
+    found = [name for name, preset in PRESETS.items() if preset == default]
+    if not found:
+        raise TypeError(
+            f"the default scenario of {kind.__name__} must be a preset, one of "
+            f"{', '.join(PRESETS)}, got {default!r}"
+        )
+    return found[0]
 
 
 def _make_parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

@@ -170,7 +170,7 @@ class DistributedAgent(OfStations):
         return {**super().settings(), "file_digest": digest_file(self.agent)}
 
     def check_agent(self, lengths: Sequence[int | None]) -> None:
-        """Check, before anything is computed, that the agent's stations can send such messages.
+        """Check, before anything is computed, that stations of the scenario can send such messages.
 
         Args:
             lengths: Bits of a message; None for real numbers.
@@ -180,9 +180,9 @@ class DistributedAgent(OfStations):
             ValueError: If the file holds no distributed agent, or its weights do not serve a
                 length.
         """
-        agent = load_agent(self.agent)
-        if not isinstance(agent, DistributedPrimalDual):
+        if not isinstance(load_agent(self.agent), DistributedPrimalDual):
             raise not_allowed("agent", self.agent, "a saved agent of DistributedPrimalDual")
+        agent = load_agent(self.agent, self.env)
         for length in lengths:
             agent.message_bits = length
 

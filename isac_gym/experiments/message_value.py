@@ -228,7 +228,7 @@ class MessageValue(DistributedAgent):
         for level in (0.0, 1.0):
             share_axes.axhline(level, color="0.6", lw=0.8, zorder=0)
         share_axes.set_ylim(
-            *_find_range([v for line in share_axes.lines for v in line.get_ydata()])
+            *_find_share_range([v for line in share_axes.lines for v in line.get_ydata()])
         )
         handles = [*rate_axes.get_legend_handles_labels()[0], *_make_levels(table.rows, names)]
         columns = min(len(handles), 5)
@@ -267,8 +267,11 @@ def bootstrap_efficiency(
         seed: Their seed.
 
     Returns:
-        η, and both ends of its interval; NaN where R_∞ and R_0 are equal.
+        η, and both ends of its interval; NaN where it is not certain that R_∞ is more than R_0, as
+        the 95 % interval of their difference says.
     """
+    if not mean_interval(unlimited - without)[0] > 0.0:
+        return math.nan, math.nan, math.nan
     values = np.stack([rates, without, unlimited], -1)
     count = len(values)
     rng = np.random.default_rng(seed)
@@ -276,7 +279,7 @@ def bootstrap_efficiency(
     means = np.concatenate([values.mean(0, keepdims=True), weights @ values])
     gained, most = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
     shares = np.divide(gained, most, out=np.full_like(gained, np.nan), where=most != 0.0)
-    low, high = np.nanquantile(shares[1:], (0.025, 0.975)) if np.isfinite(shares[0]) else shares[:2]
+    low, high = np.nanquantile(shares[1:], (0.025, 0.975))
     return float(shares[0]), float(low), float(high)
 
 
@@ -321,7 +324,7 @@ def _show_efficiency(row: Row) -> str:
     return f"{value:.2f}{interval}" if math.isfinite(value) else ""
 
 
-def _find_range(values: Sequence[float]) -> tuple[float, float]:
+def _find_share_range(values: Sequence[float]) -> tuple[float, float]:
     """Limits of an axis that shows 0, 1 and values, with some space."""
     finite = [value for value in values if math.isfinite(value)]
     return min(0.0, *finite) - 0.08, max(1.0, *finite) + 0.12

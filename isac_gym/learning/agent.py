@@ -30,7 +30,7 @@ from isac_gym.registry import CHANNELS, CONSTRAINTS
 from isac_gym.system.constraints import find_priced
 from isac_gym.system.downlink import choose_device
 from isac_gym.threads import run_in_threads
-from isac_gym.validation import check_integer
+from isac_gym.validation import check_integer, not_allowed
 
 __all__ = ["LearningAgent"]
 
@@ -125,6 +125,25 @@ class LearningAgent(SystemPolicy):
             device=self.system.device,
         )
 
+    def _check_ranges(self) -> None:
+        """Check that scenario and network allow what the training is to range over."""
+        config, scenario = self.config, self.scenario
+        if config.gain_range is not None and (
+            scenario.is_geometric or scenario.intercell_gain == 0.0
+        ):
+            raise not_allowed(
+                "gain_range",
+                config.gain_range,
+                "None unless layout is 'uniform' and intercell_gain > 0, as here with layout "
+                f"{scenario.layout!r} and intercell_gain {scenario.intercell_gain:g}",
+            )
+        if config.more_cells and not self.network.fits_other_sizes:
+            raise not_allowed(
+                "more_cells",
+                config.more_cells,
+                f"() for a network whose weights fit one size, as {self.architecture!r}",
+            )
+
     def _adapt(self, config: AgentConfig) -> AgentConfig:
         """The settings as this agent uses them."""
         return config
@@ -203,7 +222,9 @@ class LearningAgent(SystemPolicy):
             TrainingError: If the loss or a gradient is not finite, or the gradient vanishes.
             CheckpointError: If the checkpoint is damaged, or of another training.
             ImportError: If TensorBoard is asked for and not installed.
+            ValueError: If the settings ask for a range that scenario or network do not allow.
         """
+        self._check_ranges()
         config = self.config
         if iterations is not None:
             config = dataclasses.replace(config, iterations=iterations)

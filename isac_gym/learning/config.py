@@ -58,8 +58,8 @@ class AgentConfig:
         price_spread: Largest factor by which the price of a block is more or less than the
             multiplier's, drawn for each block, uniformly in its logarithm: a network that has met
             other prices knows what they mean. 1 means the multiplier's alone.
-        more_cells: Numbers of stations to train for beside the scenario's, one drawn for each
-            batch; they have the scenario's targets in turn.
+        more_cells: Numbers of stations to train for beside the scenario's, which may be among them
+            once more; one of all is drawn for each batch. They have the scenario's targets in turn.
 
     Raises:
         ValueError: If a value is not allowed.

@@ -24,6 +24,7 @@ from isac_gym.agents import PRESETS, PrimalDual, TransferBeamforming, load_agent
 from isac_gym.agents.distributed import DistributedPrimalDual, load_station
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.distributed import DistributedPolicy
+from isac_gym.learning import trainer
 from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.config import DISTRIBUTED_PRESETS
 from isac_gym.learning.network import Network
@@ -430,6 +431,27 @@ def test_two_phases() -> None:
         np.testing.assert_array_equal(held[-32:], given_rows[-32:])
         np.testing.assert_array_equal(held[:-32], fresh[name][:-32])
     assert same(taken.learn(3), agent)
+
+
+def test_a_training_that_is_killed_in_its_first_phase_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = agent_of(2, iterations=4).learn()
+    file, calls = tmp_path / "agent.zip", itertools.count()
+    evaluate = trainer._evaluate
+
+    def kill(*arguments: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_evaluate", kill)
+        with pytest.raises(KeyboardInterrupt):
+            agent_of(2, iterations=4).learn(checkpoint=file, checkpoint_every=2)
+    assert not file.exists(), "it was killed in the first phase"
+    again = agent_of(2, iterations=4).learn(checkpoint=file, checkpoint_every=2)
+    assert same(again, whole)
 
 
 def test_without_a_transfer_all_layers_are_trained() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from isac_gym.agents.networks.cooperative.planes import (
     gather_bits,
     mask_planes,
 )
-from isac_gym.agents.networks.cooperative.quantiser import Quantiser
+from isac_gym.agents.networks.cooperative.quantiser import Quantiser, QuantiserKind
 from isac_gym.learning.conditions import Conditions
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import Exchange, view_from_stations
@@ -334,7 +334,7 @@ def test_every_weight_is_reached_by_the_gradient() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("quantiser", ["stochastic", "annealed", "gumbel"])
+@pytest.mark.parametrize("quantiser", get_args(QuantiserKind))
 def test_a_training_goes_on_where_it_was_killed(tmp_path: Path, quantiser: str) -> None:
     options = {
         "train_bits": (0, 5, None),
@@ -350,6 +350,27 @@ def test_a_training_goes_on_where_it_was_killed(tmp_path: Path, quantiser: str) 
         killed.learn(callback=_interrupt_at(5), checkpoint=file, checkpoint_every=2)
     again = agent_of(2, **options, price_spread=2.0).learn(checkpoint=file, checkpoint_every=2)
     assert same(whole, again)
+
+
+def test_another_length_is_what_a_further_training_is_for(tmp_path: Path) -> None:
+    agent = agent_of(2, message_bits=3)
+    agent.message_bits = 7
+    agent.save(tmp_path / "agent.zip")
+    again = DistributedPrimalDual.load(tmp_path / "agent.zip")
+    assert same(agent, again)
+    assert same(agent.learn(2), again.learn(2))
+
+
+def test_ranges_that_are_not_possible_are_named() -> None:
+    apart = make(num_cells=2, layout="line")
+    agent = DistributedPrimalDual(apart, "tuned", **QUICK, gain_range=(0.1, 1.0))
+    with pytest.raises(ValueError, match=r"gain_range must be None unless layout is 'uniform'"):
+        agent.learn(1)
+    alone = agent_of(2, gain_range=(0.1, 1.0), intercell_gain=0.0)
+    with pytest.raises(ValueError, match=r"gain_range must be None .* intercell_gain 0, got"):
+        alone.learn(1)
+    with pytest.raises(ValueError, match=r"more_cells must be \(\) for a network .*'direct', got"):
+        PrimalDual(make(num_cells=2), "paper", more_cells=(3,)).learn(1)
 
 
 def _interrupt_at(iteration: int) -> Any:
