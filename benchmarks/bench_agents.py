@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import isac_gym  # noqa: F401
-from isac_gym.agents import PrimalDual
+from isac_gym import Scenario
+from isac_gym.agents import PrimalDual, load_agent
 from isac_gym.baselines import JointOracle
 from isac_gym.evaluation.channel_set import evaluation_set
 
@@ -50,6 +50,20 @@ def bench_pretrained_against_joint(benchmark: Any, count: int) -> None:
         benchmark.extra_info[f"times_faster_than_{name.replace(' ', '_')}"] = round(
             seconds / learned, 1
         )
+    benchmark.extra_info["torch_threads"] = torch.get_num_threads()
+
+
+@pytest.mark.parametrize("count", [1, 1024])
+def bench_stations_that_talk(benchmark: Any, count: int) -> None:
+    """Three stations, each with its message of eight bits and its action; the time of one."""
+    scenario = Scenario.preset("three-cells")
+    env = gym.make("ISAC-MISO-v0", scenario=scenario)
+    agent = load_agent("pretrained:distributed", env)
+    blocks = evaluation_set(scenario, env.unwrapped.channel_model, count, 3)
+    observation = agent.system.codec.observation(blocks.estimates[:, 0])
+    benchmark.pedantic(agent.predict, (observation,), rounds=10, warmup_rounds=1)
+    of_one = benchmark.stats["median"] / (count * scenario.num_cells)
+    benchmark.extra_info["us_per_station_and_block"] = round(1e6 * of_one, 1)
     benchmark.extra_info["torch_threads"] = torch.get_num_threads()
 
 
