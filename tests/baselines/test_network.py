@@ -11,12 +11,14 @@ import pytest
 import reference
 import torch
 from direct_model import SMALL
+from network_wmmse import wmmse_of_network
 
 from isac_gym.baselines.joint import JointOracle
 from isac_gym.baselines.network import JointNetwork, NetworkDesign
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.registry import AGENTS, make_agent
-from isac_gym.solvers.network import NetworkSearch
+from isac_gym.solvers.network import NetworkSearch, pose_network
+from isac_gym.solvers.network_starts import start_search
 from isac_gym.system.downlink import find_system
 
 NETWORK: dict[str, Any] = {
@@ -115,6 +117,32 @@ def test_without_paths_between_cells_each_station_is_at_its_own_optimum() -> Non
     ratio = together.rate / alone.rate
     assert float(ratio.mean()) == pytest.approx(1.0, abs=5e-3)
     assert float((ratio - 1).abs().median()) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gain", [0.1, 0.3])
+def test_without_radar_it_is_as_good_as_wmmse_from_the_same_starts(gain: float) -> None:
+    """The best of WMMSE's ends, from every start of the policy, without screening."""
+    env = gym.make("ISAC-MISO-v0", scenario="three-cells", intercell_gain=gain)
+    scenario = env.unwrapped.scenario
+    agent = JointNetwork(env, constraint="expected", price=0.0, num_starts=8)
+    channels = drawn(env, 12)
+    channels[..., : scenario.num_radar_antennas] = 0.0  # no radar reaches a user
+    found = agent.solve(channels).rate.sum(-1)
+    radar, comm = channels.to(torch.complex128).split(
+        [scenario.num_radar_antennas, scenario.num_comm_antennas], -1
+    )
+    noise, budget = scenario.noise_power, scenario.comm_power
+    problem = pose_network(radar, comm, noise, budget, scenario.radar_power)
+    best = torch.ones(12, 3, scenario.num_radar_antennas, 1, dtype=torch.complex128)
+    ends = []
+    for subset in agent.starts.double():
+        F, _ = start_search(problem, subset.expand(12, 3, 5), best)
+        end = wmmse_of_network(comm.numpy(), F.numpy(), noise, budget, 500)
+        ends.append(problem.measure(torch.from_numpy(end), best)[0].sum(-1))
+    other = torch.stack(ends).amax(0)
+    assert float(found.mean() / other.mean()) > 0.999
+    assert float((found / other).min()) > 0.98
 
 
 def test_no_move_of_a_station_betters_the_network() -> None:
