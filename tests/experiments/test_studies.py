@@ -446,3 +446,14 @@ def test_an_experiment_of_ones_own_is_one_file(folder: Path) -> None:
     failing = run("--import", "own_experiment", "rate-by-users", "--channels", "0")
     assert failing.exit_code == 2
     assert "--channels" in failing.output
+
+
+def test_a_default_scenario_that_a_command_cannot_name_is_an_error(folder: Path) -> None:
+    field = "dataclasses.field(default_factory=lambda: Scenario(num_users=3))"
+    own = OWN.replace("is_quiet: bool = False", f"scenario: Scenario = {field}")
+    own = own.replace("from isac_gym.b", "from isac_gym import Scenario\nfrom isac_gym.b", 1)
+    own = own.replace('"rate-by-users"', '"rate-of-three"')
+    (folder / "unnamed_scenario.py").write_text(own)
+    result = run("study", "unnamed_scenario:RateByUsers")
+    assert result.exit_code == 2
+    assert "default scenario of RateByUsers must be a preset" in " ".join(result.output.split())
