@@ -31,6 +31,7 @@ from isac_gym.baselines.local_design import (
     LocalDesigner,
     check_beamforming,
     expected_interference,
+    expected_spread,
 )
 from isac_gym.baselines.scalar_code import ScalarCode
 from isac_gym.distributed import DistributedPolicy, Memory, Received, StationPolicy
@@ -54,11 +55,15 @@ def choose_price_code(scenario: Scenario, bits: int) -> ScalarCode:
     A watt costs a user with high SINR that receives as much interference as is expected
     1/(ln 2·(N0 + (J-1)·q)), with q from
     :func:`~isac_gym.baselines.local_design.expected_interference`. The levels go from 0.3 times
-    that to that; with one bit the level is 0.55 times that.
+    that to that; with one bit the level is 0.55 times that. Where users have positions, some
+    receive far more, of the radar or of others: the lowest level is 8 times as low
+    (:func:`~isac_gym.baselines.local_design.expected_spread`), and with one bit the level is 0.19
+    times that.
     """
     others = (scenario.num_cells - 1) * expected_interference(scenario)
     usual = BITS_PER_NAT / (scenario.noise_power + others)
-    return ScalarCode(_LOWEST * usual, _HIGHEST * usual, bits)
+    lowest = _LOWEST / expected_spread(scenario)
+    return ScalarCode(lowest * usual, _HIGHEST * usual, bits)
 
 
 class FewBitsStation(StationPolicy):

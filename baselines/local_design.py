@@ -32,6 +32,7 @@ __all__ = [
     "LocalLinks",
     "check_beamforming",
     "expected_interference",
+    "expected_spread",
 ]
 
 _SHARE = 0.5
@@ -39,6 +40,7 @@ _SHARE = 0.5
 _PRICE = 0.5
 """Of what a watt costs a user with high SINR: not all users are served."""
 _MULTIPLIER = 20.0
+_SPREAD = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +233,15 @@ def expected_interference(scenario: Scenario) -> float:
         apart = 3.0**0.5 if scenario.layout == "hexagonal" else 2.0
         gain = apart**-scenario.path_loss_exponent
     return _SHARE * gain * (scenario.comm_power + scenario.radar_power)
+
+
+def expected_spread(scenario: Scenario) -> float:
+    """How many times as wide the range of a code is as it is where all users are alike.
+
+    1 with equal gains. Where users have positions, the strengths of their paths differ by orders of
+    magnitude, and with them what a watt costs them and what they receive: 8.
+    """
+    return _SPREAD if scenario.is_geometric else 1.0
 
 
 def check_beamforming(scenario: Scenario) -> None:

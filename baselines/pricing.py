@@ -27,6 +27,7 @@ from isac_gym.baselines.local_design import (
     LocalDesigner,
     check_beamforming,
     expected_interference,
+    expected_spread,
 )
 from isac_gym.baselines.scalar_code import ScalarCode
 from isac_gym.distributed import DistributedPolicy, Memory, Received, StationPolicy
@@ -54,7 +55,6 @@ _LAST_ITERATIONS: Final = 20
 """Of the search for precoders after the last, with a feasible waveform."""
 _HIGHEST_PRICE: Final = 1.5
 _HIGHEST_POWER: Final = 2.5
-_SPREAD: Final = 8.0
 _BISECTIONS: Final = 50
 
 
@@ -67,8 +67,9 @@ class MessageCodes:
     up to the power 2.5·q and the price 1.5/(ln 2·(N0 + (J-1)·q)): half as much again as what a watt
     costs a user with high SINR that receives as much as is expected. Every bit beyond the second
     raises both by √2. The lowest are smaller than the highest by the factor 2^(B+1). Where users
-    have positions, whose paths differ by orders of magnitude, the highest power and that factor are
-    8 times as large. Without coupling between the cells, N0/1000 takes the place of q.
+    have positions, the highest power and that factor are 8 times as large
+    (:func:`~isac_gym.baselines.local_design.expected_spread`). Without coupling between the cells,
+    N0/1000 takes the place of q.
 
     Attributes:
         price: In bit/s/Hz/W.
@@ -84,7 +85,7 @@ class MessageCodes:
         expected = max(expected_interference(scenario), 1e-3 * scenario.noise_power)
         total = scenario.noise_power + (scenario.num_cells - 1) * expected
         wider = 2.0 ** (0.5 * max(bits - 2, 0))
-        spread = _SPREAD if scenario.is_geometric else 1.0
+        spread = expected_spread(scenario)
         price = wider * _HIGHEST_PRICE * BITS_PER_NAT / total
         power = wider * spread * _HIGHEST_POWER * expected
         span = spread * 2.0 ** (bits + 1)

@@ -12,6 +12,7 @@ from small_network import acted, drawn, leak_of, make, mean_rate, predicted, rep
 
 from isac_gym.baselines import JointOracle
 from isac_gym.baselines.few_bits import FewBits, choose_price_code
+from isac_gym.evaluation import evaluation_set
 from isac_gym.registry import make_agent
 from isac_gym.system.stations import view_from_stations
 
@@ -90,6 +91,36 @@ def test_the_levels_are_what_a_watt_may_cost() -> None:
     usual = 1 / math.log(2) / (scenario.noise_power + 2 * expected)
     found = choose_price_code(scenario, 2).levels.tolist()
     assert found == pytest.approx([0.0, 0.3 * usual, math.sqrt(0.3) * usual, usual])
+
+
+@pytest.mark.parametrize("layout", ["hexagonal", "line"])
+def test_the_lowest_level_is_lower_where_users_have_positions(layout: Any) -> None:
+    scenario = make(layout=layout).unwrapped.scenario
+    apart = math.sqrt(3) if layout == "hexagonal" else 2.0
+    power = scenario.comm_power + scenario.radar_power
+    expected = 0.5 * apart**-scenario.path_loss_exponent * power
+    usual = 1 / math.log(2) / (scenario.noise_power + 2 * expected)
+    lowest = 0.3 / 8
+    levels = choose_price_code(scenario, 2).levels.tolist()
+    assert levels == pytest.approx([0.0, lowest * usual, math.sqrt(lowest) * usual, usual])
+    assert choose_price_code(scenario, 1).levels.tolist() == pytest.approx([0.0, levels[2]])
+
+
+@pytest.mark.parametrize("layout", ["hexagonal", "line"])
+def test_most_users_that_are_served_are_announced_wherever_they_stand(layout: Any) -> None:
+    """A user next to its station receives much radar, so that a watt more costs it little."""
+    env = make(layout=layout)
+    scenario, model = env.unwrapped.scenario, env.unwrapped.channel_model
+    channels = torch.from_numpy(evaluation_set(scenario, model, 24, 0).channels[:, 0])
+    agent = FewBits(env)
+    served, announced = [], []
+    for part, view in zip(agent.stations, replay(agent, channels)[0], strict=True):
+        announced.append(part.message(view)[:, 0] > 0)
+        power = part._design_first(view, None)[1].precoders.abs().square().sum(1)
+        served.append(power > 1e-2 * scenario.comm_power)
+    told, used = torch.cat(announced), torch.cat(served)
+    assert not bool((told & ~used).any())
+    assert float((told & used).sum() / used.sum()) > 0.7
 
 
 def test_without_paths_between_cells_nothing_told_matters() -> None:
