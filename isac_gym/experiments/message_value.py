@@ -17,12 +17,14 @@ from matplotlib.lines import Line2D
 
 from isac_gym.agents.distributed import DistributedPrimalDual
 from isac_gym.agents.loading import digest_file, load_agent, prepare_agent
+from isac_gym.distributed import DistributedPolicy
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.statistics import mean_interval
 from isac_gym.evaluation.table import Column, Row, Table
 from isac_gym.experiments.base import Point, Workspace, setting
 from isac_gym.experiments.by_station import REAL, DistributedAgent, judge_stations
 from isac_gym.experiments.style import MARKERS, make_figure, style_axes
+from isac_gym.policy import Policy
 from isac_gym.registry import register_experiment
 from isac_gym.validation import not_allowed
 
@@ -134,16 +136,14 @@ class MessageValue(DistributedAgent):
         env, blocks, agent = self._held[gain]
         if name == _LEARNED:
             self.ask_for(agent, None if point["L"] == REAL else point["L"])
-            found = judge_stations(agent, env, blocks)
-            bits: int | None = _count_bits(agent)
+            judged: Policy = agent
         else:
             blocks = _take_first(blocks, point["channels"])
-            reference = prepare_agent(name, env).agent
-            found = judge_stations(reference, env, blocks, name=name)
-            bits = getattr(reference, "bits_per_link", None)
+            judged = prepare_agent(name, env).agent
+        found = judge_stations(judged, env, blocks, name=name)
         return {
             **found.row(),
-            "bits_per_link": bits,
+            "bits_per_link": _count_bits(judged),
             "channels": blocks.count,
             "rates": found.by_episode.tolist(),
         }
@@ -348,9 +348,10 @@ def _draw_curve(
     axes.errorbar(x, y, yerr=np.where(np.isfinite(error), error, 0.0).clip(0.0), **look)
 
 
-def _count_bits(agent: DistributedPrimalDual) -> int:
-    """Bits that were moved on each link in a block, a real number counted as 32."""
-    assert agent.exchange is not None
+def _count_bits(agent: Policy) -> int | None:
+    """Bits that were moved on each link in a block, a real number counted as 32; None for none."""
+    if not isinstance(agent, DistributedPolicy) or agent.exchange is None:
+        return None
     blocks = agent.exchange.blocks // agent.stations[0].rounds
     return int(agent.exchange.counts[0, 1]) // blocks
 

@@ -203,7 +203,7 @@ def _summarise(rows: Sequence[Row], station: int) -> Row:
     iterations = rows[0]["iterations"]
     return {
         "preset": rows[0]["preset"],
-        "station": station + 1,
+        "station": station,
         **over_seeds("bit/s/Hz", [row["final_rates"][station] for row in rows]),
         **over_seeds("L_r/ε - 1", [row["final_excess"][station] for row in rows]),
         "transfer at": rows[0]["transfer_at"],

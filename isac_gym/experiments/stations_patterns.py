@@ -88,7 +88,7 @@ class StationsPatterns(OfStations):
         made = [
             {
                 "agent": row["agent"],
-                "station": station + 1,
+                "station": station,
                 "rate": row["rates"][station],
                 "error_mean": row["errors"][station],
                 "error_p95": row["errors_p95"][station],
@@ -123,7 +123,7 @@ class StationsPatterns(OfStations):
         figure, made = make_figure(5.2 * cells, 5.2, columns=cells)
         every = list(np.atleast_1d(made))
         for station, axes in enumerate(every):
-            rows = [row for row in table.rows if row["station"] == station + 1]
+            rows = [row for row in table.rows if row["station"] == station]
             self._draw_station(axes, station, rows)
             style_axes(
                 axes, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=1
@@ -157,7 +157,7 @@ class StationsPatterns(OfStations):
             axes.plot(grid, row["beampattern"], color=colour, lw=1.4, label=label)
         angles = ", ".join(f"{angle:g}°" for angle in self.scenario.targets_by_cell[station])
         axes.set(
-            title=f"station {station + 1}: targets at {angles}",
+            title=f"station {station}: targets at {angles}",
             xlabel="direction (degrees)",
             ylabel="power (W)",
             xlim=(-90, 90),

@@ -94,7 +94,7 @@ def test_convergence(tmp_path: Path) -> None:
     table, lines = run_twice(experiment, tmp_path, after=5)  # in the second phase of the second
     assert lines[0].startswith("preset paper, seed 1 (2 of 4)")
     assert [(row["preset"], row["station"]) for row in table.rows] == [
-        (preset, station) for preset in ("paper", "tuned") for station in (1, 2, 3)
+        (preset, station) for preset in ("paper", "tuned") for station in (0, 1, 2)
     ]
     whole = run_experiment(experiment)
     for row, expected in zip(table.rows, whole.rows, strict=True):
@@ -110,9 +110,7 @@ def test_convergence(tmp_path: Path) -> None:
         blocks = evaluation_set(SCENARIO, agents[0].channel_model, 6, 7)
         found = [judged_by_hand(agent, SCENARIO, blocks) for agent in agents]
         for station in range(3):
-            row = next(
-                r for r in table.rows if (r["preset"], r["station"]) == (preset, station + 1)
-            )
+            row = next(r for r in table.rows if (r["preset"], r["station"]) == (preset, station))
             rates = [np.mean([e["rates"][station].sum() for e in each]) for each in found]
             excess = [np.mean([e["constraint_sensing"][station] for e in each]) for each in found]
             assert row["bit/s/Hz"] == pytest.approx(np.mean(rates), rel=1e-4)
@@ -171,7 +169,7 @@ def test_patterns(saved: str, tmp_path: Path) -> None:
     table, lines = run_twice(experiment, tmp_path, after=1)
     assert len(lines) == 2
     assert [(row["agent"], row["station"]) for row in table.rows] == [
-        (agent, station) for agent in (saved, "rzf") for station in (1, 2, 3)
+        (agent, station) for agent in (saved, "rzf") for station in (0, 1, 2)
     ]
     agent = DistributedPrimalDual.load(saved, experiment.env)
     blocks = evaluation_set(SCENARIO, agent.channel_model, 8, 7)
