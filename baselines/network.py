@@ -25,11 +25,12 @@ from isac_gym.validation import check_integer, not_allowed
 
 __all__ = ["JointNetwork", "NetworkDesign", "NetworkPolicy"]
 
-_ROUNDS: Final = 2
-_ROUND_ITERATIONS: Final = 20
+_ROUNDS: Final = 6
+_ROUND_ITERATIONS: Final = 10
 """Of each station's search by itself, between rounds, before those of all stations together."""
-_SCREENING: Final = ((6.0, 30, 8), (6.0, 30, 3), (3.0, 40, 0))
-"""Spacing of the grid in degrees, iterations, and starts kept (0: those to refine), by phase."""
+_SCREENING: Final = ((6.0, 30, 8, 3), (6.0, 30, 3, 2), (3.0, 40, 1, 1))
+"""Spacing of the grid in degrees, iterations, and starts kept, by phase: at least so many, and at
+least so many for one that is refined."""
 _MULTIPLIER: Final = 10.0
 _SCREENING_PENALTY: Final = 300.0
 """Low: the points need not be feasible yet, and are sooner near those that are best."""
@@ -129,7 +130,7 @@ class NetworkPolicy(JointOracle):
         env: Any,
         *,
         num_starts: int = 24,
-        refined: int = 2,
+        refined: int = 4,
         iterations: int = 60,
         tolerance: float = 1e-4,
         max_iterations: int = 600,
@@ -219,11 +220,11 @@ class NetworkPolicy(JointOracle):
         if points.multiplier.shape[1] > 1:
             for _ in range(_ROUNDS):
                 points = self._redesign_separately(points, prices)
-        for step_deg, iterations, kept in _SCREENING:
+        for step_deg, iterations, least, factor in _SCREENING:
             search = self._search(points, prices, step_deg, _SCREENING_PENALTY)
             search.run(iterations)
             value = search.value.view(points.starts.shape)
-            wanted = min(max(kept, self.refined), value.shape[1])
+            wanted = min(max(least, factor * self.refined), value.shape[1])
             points = points.move(search).keep(value.topk(wanted, 1, largest=False).indices)
         return points
 
