@@ -24,6 +24,8 @@ _MOST_EVALUATIONS: Final = 16
 _USUAL_FALL: Final = 0.25
 """By what a mean falls, relative to its limit, as the price is e-folded."""
 _MOST_COUPLED_EVALUATIONS: Final = 20
+_PATIENCE: Final = 6
+"""Evaluations in a row without better prices, once some keep the limit."""
 _SETTLED: Final = 2e-3
 """Excess up to which the prices of coupled stations count as settled: policies are held to 0.5 %
 above their limit on other channels, which leaves the rest to the difference between channels."""
@@ -55,8 +57,9 @@ def settle_prices(
             method, to 0.2 % of the price, for evaluations that are cheap; a mean may then exceed
             its limit by what that changes, less the tolerance. ``"coupled"`` is for means that
             depend on the prices of other stations as well: secant steps of all stations at once.
-            Where they do not end, because a mean jumps, the limit counts as kept by means of up
-            to 0.2 % above it.
+            Where means jump, as of designs that end in one local optimum or another, it ends with
+            the best prices that were tried, and the limit counts as kept by means of up to 0.2 %
+            above it.
         tolerance: How far a mean may stay below its limit, relative.
         least: Logarithm of the least price that is considered.
         limit: Name and value of the limit, for the message.
@@ -127,15 +130,15 @@ def _search_coupled(
     point = guess().clip(least, _LARGEST_LOG)
     slope, reach = np.full(cells, -_USUAL_FALL), np.ones(cells)
     before, last, step = point, np.zeros(cells), np.zeros(cells)
-    best, smallest = np.full(cells, np.inf), math.inf
+    best, smallest, latest = np.full(cells, np.inf), math.inf, 0
     for number in range(_MOST_COUPLED_EVALUATIONS):
         found = excess(np.exp(point))
         idle = (point <= least) & (found <= 0.0)
         # What is above the limit counts more than what stays below it.
         miss = np.where(idle, 0.0, np.maximum(found, 0.2 * (-tolerance - found)).clip(0.0))
         if found.max() <= _SETTLED and miss.max() < smallest:
-            best, smallest = point, float(miss.max())
-        if smallest == 0.0:
+            best, smallest, latest = point, float(miss.max()), number
+        if smallest == 0.0 or (smallest < math.inf and number - latest >= _PATIENCE):
             break
         moved = point - before
         if number:
