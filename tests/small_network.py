@@ -12,6 +12,7 @@ import reference
 import torch
 from torch import Tensor
 
+from isac_gym.channels.process import ChannelProcess
 from isac_gym.system.downlink import find_system
 from isac_gym.system.stations import view_from_stations
 
@@ -24,10 +25,28 @@ NETWORK: dict[str, Any] = {
     "episode_length": 1,
 }
 """Three stations with targets of their own; all dimensions differ."""
+TIGHT: dict[str, Any] = {
+    **NETWORK,
+    "intercell_gain": 0.3,
+    "target_angles_deg": ((-50.0, 10.0), (-40.0, 20.0), (-50.0, 10.0)),
+    "sensing_threshold": 0.16,
+}
+"""The same with thresholds that bind at every station, and stronger paths between cells."""
 
 
 def make(**changes: Any) -> gym.Env[Any, Any]:
     return gym.make("ISAC-MISO-v0", **{**NETWORK, **changes})
+
+
+def make_tight(**changes: Any) -> gym.Env[Any, Any]:
+    return make(**{**TIGHT, **changes})
+
+
+def drawn_by_model(env: gym.Env[Any, Any], count: int, seed: int = 0) -> Tensor:
+    """H of the environment's own channel model, as for layouts with distances."""
+    process = ChannelProcess(env.unwrapped.channel_model, env.unwrapped.scenario, count)
+    process.start(np.random.default_rng(seed))
+    return torch.from_numpy(process.channels)
 
 
 def drawn(env: gym.Env[Any, Any], count: int, seed: int = 0) -> Tensor:

@@ -6,40 +6,21 @@ import math
 from typing import Any
 
 import direct_model
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from direct_model import SMALL
+from small_network import drawn_by_model as drawn
+from small_network import make_tight as make
 
 from isac_gym.baselines import leakage
 from isac_gym.baselines.joint import JointOracle
 from isac_gym.baselines.leakage import LeakagePriced
 from isac_gym.baselines.network import JointNetwork, NetworkDesign
-from isac_gym.channels.process import ChannelProcess
 from isac_gym.physics.links import link_powers
 from isac_gym.registry import AGENTS, make_agent
 from isac_gym.system.downlink import find_system
 
-NETWORK: dict[str, Any] = {
-    **SMALL,
-    "num_cells": 3,
-    "sensing_threshold": 0.16,
-    "intercell_gain": 0.3,
-    "target_angles_deg": ((-50.0, 10.0), (-40.0, 20.0), (-50.0, 10.0)),
-}
-"""Three small cells."""
 FEW: dict[str, Any] = {"num_starts": 4, "iterations": 40}
-
-
-def make(**changes: Any) -> gym.Env[Any, Any]:
-    return gym.make("ISAC-MISO-v0", **{**NETWORK, **changes})
-
-
-def drawn(env: gym.Env[Any, Any], count: int, seed: int = 0) -> torch.Tensor:
-    process = ChannelProcess(env.unwrapped.channel_model, env.unwrapped.scenario, count)
-    process.start(np.random.default_rng(seed))
-    return torch.from_numpy(process.channels)
 
 
 def leaked(channels: torch.Tensor, design: NetworkDesign) -> float:
