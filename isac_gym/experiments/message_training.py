@@ -154,8 +154,8 @@ class MessageTraining(OfStations):
         scenario = self.scenario
         return Table(
             f"Messages of {self.message_bits} bits by how they were trained, β = "
-            f"{scenario.intercell_gain:g}; {self.seeds} seeds, {self._blocks.count} channels, seed "
-            f"{self.evaluation_seed}; ± 95 % interval over seeds",
+            f"{scenario.intercell_gain:g}; {self._count_seeds()}, {self._blocks.count} channels, "
+            f"seed {self.evaluation_seed}; ± 95 % interval over seeds",
             tuple(made),
             {**self.settings(), "evaluation_set": self._blocks.digest},
             columns=[
@@ -170,6 +170,9 @@ class MessageTraining(OfStations):
             caption="worst: largest mean constraint relative to its limit, over seeds and stations",
         )
 
+    def _count_seeds(self) -> str:
+        return f"{self.seeds} seed" + ("" if self.seeds == 1 else "s")
+
     def draw(self, table: Table) -> Figure:
         """Rate by the kind of message; the axis does not begin at zero."""
         figure, axes = make_figure(7.0, 4.4)
@@ -180,7 +183,7 @@ class MessageTraining(OfStations):
             axes.errorbar(row[_RATE], place, xerr=error, fmt="o", color="C0", capsize=3)
         axes.set_yticks(places, [row["message"] for row in table.rows])
         axes.set(
-            xlabel=f"spectral efficiency of a station (bit/s/Hz), {self.seeds} seeds",
+            xlabel=f"spectral efficiency of a station (bit/s/Hz); {self._count_seeds()}",
             title=f"{self.message_bits} bits by how they were trained, "
             f"β = {self.scenario.intercell_gain:g}",
         )
