@@ -24,7 +24,7 @@ _MOST_EVALUATIONS: Final = 16
 _USUAL_FALL: Final = 0.25
 """By what a mean falls, relative to its limit, as the price is e-folded."""
 _MOST_COUPLED_EVALUATIONS: Final = 20
-_PATIENCE: Final = 6
+_PATIENCE: Final = 8
 """Evaluations in a row without better prices, once some keep the limit."""
 _SETTLED: Final = 2e-3
 """Excess up to which the prices of coupled stations count as settled: policies are held to 0.5 %
