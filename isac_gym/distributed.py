@@ -111,7 +111,8 @@ class StationPolicy(ABC):
         self._check_channels(local_csi)
         others = self.scenario.num_cells - 1
         if not received and (self.message_bits == 0 or others == 0):
-            silence = local_csi.real.new_empty(len(local_csi), others, self.message_bits or 0)
+            width = self.message_numbers if self.message_bits is None else self.message_bits
+            silence = local_csi.real.new_empty(len(local_csi), others, width)
             received = (silence,) * self.rounds
         if len(received) != self.rounds:
             allowed = f"the messages of {self.rounds} {'round' if self.rounds == 1 else 'rounds'}"

@@ -73,7 +73,8 @@ class CooperativeStation(LearnedStation):
         """The same bits for all neighbours."""
         draft = self._draft(local_csi, memory)
         if self.scenario.num_cells == 1:  # there is nobody to tell
-            return local_csi.real.new_empty(len(local_csi), 0, self.message_bits or 0)
+            width = self.message_numbers if self.message_bits is None else self.message_bits
+            return local_csi.real.new_empty(len(local_csi), 0, width)
         said = self._say(draft)[:, 0]
         return said.unsqueeze(1).expand(-1, self.scenario.num_cells - 1, -1)
 
