@@ -336,7 +336,7 @@ def test_resolving_a_scenario() -> None:
     assert resolve_scenario("power", {"num_users": 3}) == Scenario(control="power", num_users=3)
     with pytest.raises(ValueError, match="scenario must be one of"):
         resolve_scenario("nonsense", {})
-    for wrong in (3, {"num_users": 3}, Scenario):
+    for wrong in (3, ["num_users"], Scenario):
         with pytest.raises(TypeError, match="scenario must be a Scenario, the name of a preset"):
             resolve_scenario(wrong, {})  # type: ignore[arg-type]
 
