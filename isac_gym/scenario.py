@@ -295,9 +295,10 @@ class Scenario:
         """
         unknown = sorted(set(changes) - set(self.field_names()))
         if unknown:
+            # Python's words, by which libraries know that a keyword of theirs can be left out.
             raise TypeError(
-                f"unknown scenario parameter(s) {', '.join(map(repr, unknown))}; "
-                f"allowed are {', '.join(self.field_names())}"
+                f"unexpected keyword argument {', '.join(map(repr, unknown))}: no parameter of a "
+                f"scenario; allowed are {', '.join(self.field_names())}"
             )
         return dataclasses.replace(self, **changes)
 

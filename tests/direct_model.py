@@ -110,7 +110,7 @@ def decode(
 def earned(
     scenario: Scenario, channels: Complex, precoders: Complex, covariances: Complex, access: Real
 ) -> dict[str, Any]:
-    """The entries of ``info``, per station (J,) and per user (J, K); sums also by cell, if J > 1."""
+    """The entries of ``info``, per station (J,) and per user (J, K); if J > 1 sums by cell too."""
     ratio = reference.sinr(channels, precoders, covariances, scenario.noise_power)
     rates = reference.spectral_efficiency(ratio)
     losses = np.array(
@@ -141,7 +141,10 @@ def earned(
         found["constraint_scheduling"] = access.sum(1) - 1
     found["rates"] = rates
     found["sum_rate"] = rates.sum()
-    by_cell: dict[str, Any] = {"sum_rate_by_cell": rates.sum(1), "cost_by_cell": np.zeros(len(rates))}
+    by_cell: dict[str, Any] = {
+        "sum_rate_by_cell": rates.sum(1),
+        "cost_by_cell": np.zeros(len(rates)),
+    }
     for name in ("power", "sensing", "scheduling"):
         if f"constraint_{name}" in found:
             excess = np.maximum(found[f"constraint_{name}"], 0)

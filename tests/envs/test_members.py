@@ -102,7 +102,7 @@ def test_attributes_of_the_callers() -> None:
     assert envs.get_attr("level") == ("all",) * 3
     envs.set_attr("add", lambda left, right=0: left + right)
     assert envs.call("add", 1, right=2) == (3, 3, 3)
-    with pytest.raises(ValueError, match="list or tuple of 3, .*got 2"):
+    with pytest.raises(ValueError, match=r"list or tuple of 3, .*got 2"):
         envs.set_attr("level", [1, 2])
     for name in ("scenario", "system", "channels", "num_envs", "simulation", "step"):
         with pytest.raises(AttributeError, match=f"name must not be '{name}'"):

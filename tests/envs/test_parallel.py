@@ -312,6 +312,14 @@ def test_each_station_earns_what_the_formulas_say(changes: dict[str, Any]) -> No
     assert unlike >= 5
 
 
+def test_a_mapping_changes_fields_of_the_default_scenario() -> None:
+    env = make(scenario={"num_users": 2, "episode_length": 4}, snr_db=5.0)
+    expected = Scenario.preset("three-cells").replace(num_users=2, episode_length=4, snr_db=5.0)
+    assert env.scenario == expected
+    one = make(scenario={"num_cells": 1, "target_angles_deg": [-40.0, 0.0, 40.0]})
+    assert one.possible_agents == ["station_0"]
+
+
 def test_rewards_of_the_stations_add_up_to_that_of_the_network() -> None:
     each, whole = make(**THREE), make(**THREE, reward="network")
     each.reset(seed=3)

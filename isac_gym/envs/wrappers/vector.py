@@ -8,7 +8,7 @@ level is already that of the next episode. Steps that only restart an environmen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -29,6 +29,10 @@ __all__ = [
 _Array: TypeAlias = npt.NDArray[Any]
 _VectorEnv: TypeAlias = VectorEnv[_Array, _Array, _Array]
 _Result: TypeAlias = tuple[_Array, _Array, _Array, _Array, dict[str, Any]]
+if TYPE_CHECKING:
+    _VectorWrapper = VectorWrapper[_Array, _Array, _Array, _Array, _Array]
+else:  # before Gymnasium 1.4 it takes no type arguments
+    _VectorWrapper = VectorWrapper
 
 
 def read_step_entry(info: Mapping[str, Any], name: str, num_envs: int) -> npt.NDArray[np.float64]:
@@ -50,9 +54,7 @@ def read_step_entry(info: Mapping[str, Any], name: str, num_envs: int) -> npt.ND
     return values.astype(np.float64, copy=False)
 
 
-class SafetyGymnasium(
-    VectorWrapper[_Array, _Array, _Array, _Array, _Array], gym.utils.RecordConstructorArgs
-):
+class SafetyGymnasium(_VectorWrapper, gym.utils.RecordConstructorArgs):
     """``step`` returns the 6-tuple of Safety-Gymnasium, with the costs after the rewards.
 
     Args:
@@ -74,9 +76,7 @@ class SafetyGymnasium(
         return observations, rewards, costs, terminations, truncations, info
 
 
-class PenalisedReward(
-    VectorWrapper[_Array, _Array, _Array, _Array, _Array], gym.utils.RecordConstructorArgs
-):
+class PenalisedReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
     """Rewards minus weighted costs, for algorithms without constraints.
 
     Args:
@@ -105,9 +105,7 @@ class PenalisedReward(
         return observations, rewards, terminations, truncations, info
 
 
-class VectorReward(
-    VectorWrapper[_Array, _Array, _Array, _Array, _Array], gym.utils.RecordConstructorArgs
-):
+class VectorReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
     """Vector rewards [spectral efficiency, -cost_power, -cost_sensing, …] as in MO-Gymnasium.
 
     MO-Gymnasium's ``MORecordEpisodeStatistics`` is right with ``autoreset_mode="NextStep"`` alone:
@@ -137,9 +135,7 @@ class VectorReward(
         return observations, vectors, terminations, truncations, info
 
 
-class EpisodeCostStatistics(
-    VectorWrapper[_Array, _Array, _Array, _Array, _Array], gym.utils.RecordConstructorArgs
-):
+class EpisodeCostStatistics(_VectorWrapper, gym.utils.RecordConstructorArgs):
     """Adds ``info["episode_cost"]`` when episodes end: sums of reward and costs, and length.
 
     Keys: ``r`` (sum of rewards), ``c`` (sum of ``cost``), ``l`` (steps), and the sum of every
