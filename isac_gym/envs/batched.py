@@ -436,7 +436,9 @@ class ISACVectorEnv(VectorEnv[Array, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Release the renderer."""
-        self._renderer.close()
+        # Before Gymnasium 1.4 this is also called for a batch whose arguments were refused.
+        if hasattr(self, "_renderer"):
+            self._renderer.close()
 
 
 def make_vector_env(
