@@ -86,6 +86,6 @@ def __dir__() -> list[str]:
 _gymnasium.register(
     id="ISAC-MISO-v0",
     entry_point="isac_gym.envs.single:ISACEnv",
-    vector_entry_point="isac_gym.envs.batched:ISACVectorEnv",
+    vector_entry_point="isac_gym.envs.batched:make_vector_env",
 )
 _register_with_pettingzoo()

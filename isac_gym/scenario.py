@@ -295,9 +295,10 @@ class Scenario:
         """
         unknown = sorted(set(changes) - set(self.field_names()))
         if unknown:
+            # Python's words, by which libraries know that a keyword of theirs can be left out.
             raise TypeError(
-                f"unknown scenario parameter(s) {', '.join(map(repr, unknown))}; "
-                f"allowed are {', '.join(self.field_names())}"
+                f"unexpected keyword argument {', '.join(map(repr, unknown))}: no parameter of a "
+                f"scenario; allowed are {', '.join(self.field_names())}"
             )
         return dataclasses.replace(self, **changes)
 
@@ -405,28 +406,41 @@ targets of its own; ``multicell`` is the same), ``hexagonal`` (a station and the
 users at random distances)."""
 
 
-def resolve_scenario(scenario: Scenario | str | None, overrides: Mapping[str, Any]) -> Scenario:
+ScenarioLike: TypeAlias = Scenario | str | Mapping[str, Any] | None
+"""A scenario, the name of a preset, fields that differ from the default, or the default (None)."""
+
+
+def resolve_scenario(
+    scenario: ScenarioLike, overrides: Mapping[str, Any], default: str = "paper"
+) -> Scenario:
     """Return a scenario with keyword overrides.
 
     Args:
-        scenario: A scenario, the name of a preset, or None for the default.
+        scenario: A scenario, the name of a preset, a mapping of fields that differ from the
+            default, or None for the default.
         overrides: Fields to change.
+        default: Name of the default preset.
 
     Returns:
         The scenario.
 
     Raises:
-        TypeError: If an override is not a field, or ``scenario`` is of another type.
+        TypeError: If an override or a key of the mapping is not a field, or ``scenario`` is of
+            another type.
         ValueError: If a value is not allowed, or there is no such preset.
     """
     if scenario is None:
-        base = PRESETS["paper"]
+        base = Scenario.preset(default)
     elif isinstance(scenario, str):
         base = Scenario.preset(scenario)
     elif isinstance(scenario, Scenario):
         base = scenario
+    elif isinstance(scenario, Mapping):
+        # At once, because fields may be allowed only together.
+        base, overrides = Scenario.preset(default), {**scenario, **overrides}
     else:
         raise TypeError(
-            f"scenario must be a Scenario, the name of a preset or None, got {scenario!r}"
+            "scenario must be a Scenario, the name of a preset, a mapping of fields or None, got "
+            f"{scenario!r}"
         )
     return base.replace(**overrides) if overrides else base

@@ -110,7 +110,7 @@ def decode(
 def earned(
     scenario: Scenario, channels: Complex, precoders: Complex, covariances: Complex, access: Real
 ) -> dict[str, Any]:
-    """The entries of ``info``, per station (J,) and per user (J, K)."""
+    """The entries of ``info``, per station (J,) and per user (J, K); if J > 1 sums by cell too."""
     ratio = reference.sinr(channels, precoders, covariances, scenario.noise_power)
     rates = reference.spectral_efficiency(ratio)
     losses = np.array(
@@ -141,10 +141,15 @@ def earned(
         found["constraint_scheduling"] = access.sum(1) - 1
     found["rates"] = rates
     found["sum_rate"] = rates.sum()
-    total = 0.0
+    by_cell: dict[str, Any] = {
+        "sum_rate_by_cell": rates.sum(1),
+        "cost_by_cell": np.zeros(len(rates)),
+    }
     for name in ("power", "sensing", "scheduling"):
         if f"constraint_{name}" in found:
-            found[f"cost_{name}"] = np.maximum(found[f"constraint_{name}"], 0).sum()
-            total += found[f"cost_{name}"]
-    found["cost"] = total
-    return found
+            excess = np.maximum(found[f"constraint_{name}"], 0)
+            found[f"cost_{name}"] = excess.sum()
+            by_cell[f"cost_{name}_by_cell"] = excess
+            by_cell["cost_by_cell"] = by_cell["cost_by_cell"] + excess
+    found["cost"] = by_cell["cost_by_cell"].sum()
+    return found | (by_cell if scenario.num_cells > 1 else {})

@@ -39,7 +39,7 @@ def test_import_registers_the_environment() -> None:
         "import gymnasium as gym; assert 'ISAC-MISO-v0' not in gym.registry; import isac_gym; "
         "spec = gym.registry['ISAC-MISO-v0']; print(spec.entry_point, spec.vector_entry_point)"
     )
-    assert run(code) == "isac_gym.envs.single:ISACEnv isac_gym.envs.batched:ISACVectorEnv"
+    assert run(code) == "isac_gym.envs.single:ISACEnv isac_gym.envs.batched:make_vector_env"
 
 
 def test_gymnasium_can_import_the_package_by_the_id() -> None:

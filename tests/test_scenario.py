@@ -7,8 +7,10 @@ import json
 import re
 import subprocess
 import sys
+import types
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import reference
@@ -336,9 +338,51 @@ def test_resolving_a_scenario() -> None:
     assert resolve_scenario("power", {"num_users": 3}) == Scenario(control="power", num_users=3)
     with pytest.raises(ValueError, match="scenario must be one of"):
         resolve_scenario("nonsense", {})
-    for wrong in (3, {"num_users": 3}, Scenario):
+    for wrong in (3, ["num_users"], Scenario):
         with pytest.raises(TypeError, match="scenario must be a Scenario, the name of a preset"):
             resolve_scenario(wrong, {})  # type: ignore[arg-type]
+
+
+def test_a_mapping_of_fields_is_a_scenario() -> None:
+    """As configuration files and libraries hand it in, with lists where there are tuples."""
+    nested = {"num_cells": 2, "target_angles_deg": [[-40, 0, 40], [-70.0, 0.0]], "num_users": 3}
+    expected = Scenario(num_cells=2, target_angles_deg=((-40, 0, 40), (-70, 0)), num_users=3)
+    assert resolve_scenario(nested, {}) == expected
+    assert resolve_scenario(types.MappingProxyType(nested), {}) == expected
+    assert resolve_scenario(expected.to_dict(), {}) == expected
+    assert resolve_scenario(json.loads(json.dumps(expected.to_dict())), {}) == expected
+    assert resolve_scenario({}, {}) == Scenario()
+    assert resolve_scenario({"snr_db": 3.0}, {"snr_db": 5.0}) == Scenario(snr_db=5.0)
+    # Fields that are allowed only together may come from both.
+    targets = [[-40.0], [0.0], [40.0]]
+    together = resolve_scenario({"target_angles_deg": targets}, {"num_cells": 3})
+    assert together.targets_by_cell == ((-40.0,), (0.0,), (40.0,))
+    assert resolve_scenario({"snr_db": 5.0}, {}, "three-cells") == Scenario.preset(
+        "three-cells"
+    ).replace(snr_db=5.0)
+    assert nested["num_users"] == 3
+    for wrong, kind, text in (
+        ({"num_user": 3}, TypeError, r"unexpected keyword argument 'num_user'.*allowed are num_"),
+        ({"num_users": 0}, ValueError, "num_users must be an integer >= 1, got 0"),
+        ({3: 4}, TypeError, "keywords must be strings"),
+    ):
+        with pytest.raises(kind, match=text):
+            resolve_scenario(wrong, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vectorization_mode", ["sync", "vector_entry_point"])
+def test_environments_take_a_mapping(vectorization_mode: str) -> None:
+    fields = {"num_users": 3, "target_angles_deg": [-20.0, 30.0], "sensing_threshold": 0.3}
+    env = gym.make("ISAC-MISO-v0", scenario=fields)
+    assert env.unwrapped.scenario == Scenario.from_dict(fields)  # type: ignore[attr-defined]
+    envs = gym.make_vec(
+        "ISAC-MISO-v0",
+        num_envs=2,
+        vectorization_mode=vectorization_mode,
+        scenario=fields,
+        num_users=2,
+    )
+    assert envs.call("scenario")[0] == Scenario.from_dict({**fields, "num_users": 2})
 
 
 def test_scenario_is_frozen_and_hashable() -> None:

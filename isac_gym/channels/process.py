@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,12 @@ from isac_gym.channels.placement import (
 )
 from isac_gym.scenario import Scenario
 
-__all__ = ["ChannelProcess", "observe_channels"]
+__all__ = ["ChannelProcess", "Randomness", "observe_channels"]
+
+Randomness: TypeAlias = np.random.Generator | Sequence[np.random.Generator]
+"""One generator for all environments, or one for each."""
+
+_Entry = TypeVar("_Entry", bound=np.generic)
 
 
 def observe_channels(
@@ -90,14 +97,15 @@ class ChannelProcess:
 
     def start(
         self,
-        rng: np.random.Generator,
+        rng: Randomness,
         where: npt.NDArray[np.bool_] | None = None,
         positions: npt.ArrayLike | None = None,
     ) -> None:
         """Draw first blocks, for all environments or those of a mask (n,).
 
         Args:
-            rng: The only source of randomness.
+            rng: The only source of randomness: one generator, or one for each of the n
+                environments, which then draws what a process of this environment alone would.
             where: Which environments; None means all.
             positions: Where the users of these m environments stand, (m, J, K, 2), in m; None draws
                 them.
@@ -107,27 +115,24 @@ class ChannelProcess:
             ValueError: If positions are not allowed, or the mask leaves out an environment whose
                 users have no positions yet.
         """
-        chosen = np.ones(len(self.channels), np.bool_) if where is None else where
-        if self._scenario.is_geometric and self.positions is None and not chosen.all():
-            raise ValueError("where must be all true as long as users have no positions")
-        num = int(chosen.sum())
-        users, deployment = self._draw_users(rng, num, positions)
-        drawn = self._check_drawn(self.model.draw(rng, num, deployment), num)
-        if where is None:
-            self.positions, self.deployment = users, deployment
-            self._set_blocks(rng, drawn)
-            return
-        channels, estimates = self.channels.copy(), self.estimates.copy()
-        channels[where] = drawn
-        estimates[where] = self._observe(rng, drawn, deployment)
-        self.channels, self.estimates = channels, estimates
-        if users is not None and deployment.gains is not None:
-            self._replace_users(where, users, deployment.gains)
+        self._begin(rng, len(self.channels), where, positions, None)
 
-    def advance(self, rng: np.random.Generator) -> None:
-        """Draw the next block of every environment; users stay where they are."""
-        drawn = self.model.advance(rng, self.channels, self.deployment)
-        self._set_blocks(rng, self._check_drawn(drawn, len(self.channels)))
+    def advance(self, rng: Randomness, where: npt.NDArray[np.bool_] | None = None) -> None:
+        """Draw the next block; users stay where they are.
+
+        Args:
+            rng: The only source of randomness: one generator, or one for each environment.
+            where: Which environments, (n,); None means all.
+        """
+        parts = []
+        for share in _share_out(rng, len(self.channels), where):
+            deployment = self.deployment
+            if self.gains is not None:
+                deployment = dataclasses.replace(deployment, gains=self.gains[share.where])
+            current = self.channels[share.where]
+            drawn = self.model.advance(share.generator, current, deployment)
+            parts.append(self._complete(share, self._check_drawn(drawn, share.num), deployment))
+        self._put(parts, where)
 
     def change_gain(self, gains: npt.NDArray[np.float64]) -> None:
         """Give the paths between cells another mean power, in the current block alone.
@@ -153,57 +158,100 @@ class ChannelProcess:
         )
 
     def place(
-        self, rng: np.random.Generator, channels: Complex, positions: npt.ArrayLike | None = None
+        self,
+        rng: Randomness,
+        channels: Complex,
+        positions: npt.ArrayLike | None = None,
+        where: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Make ``channels`` the first block of all environments and draw its estimate.
+        """Make given channels the first blocks and draw their estimates.
 
         Args:
-            rng: The only source of randomness.
-            channels: True channels, complex64 (n, J, J, K, M).
-            positions: Where users stand, (n, J, K, 2), in m; None draws them where the layout has
+            rng: The only source of randomness: one generator, or one for each environment.
+            channels: True channels, complex64 (m, J, J, K, M), for the m environments of the mask.
+                Without a mask they are those of all environments, of any number.
+            positions: Where users stand, (m, J, K, 2), in m; None draws them where the layout has
                 positions. The gains that follow are those of the estimate's error and of the blocks
                 to come.
+            where: Which environments, (n,); None means all.
 
         Raises:
             TypeError: If the positions are no real numbers.
-            ValueError: If positions are not allowed.
+            ValueError: If positions are not allowed, or the mask leaves out an environment whose
+                users have no positions yet.
         """
-        self.positions, self.deployment = self._draw_users(rng, len(channels), positions)
-        self._set_blocks(rng, channels)
+        num = len(channels) if where is None else len(self.channels)
+        self._begin(rng, num, where, positions, channels)
+
+    def _begin(
+        self,
+        rng: Randomness,
+        num: int,
+        where: npt.NDArray[np.bool_] | None,
+        given: npt.ArrayLike | None,
+        channels: Complex | None,
+    ) -> None:
+        """Put first blocks, drawn or given, into those of ``num`` environments that are chosen."""
+        leaves_out = where is not None and not where.all()
+        if self._scenario.is_geometric and self.positions is None and leaves_out:
+            raise ValueError("where must be all true as long as users have no positions")
+        positions = None
+        if given is not None:
+            count = num if where is None else int(np.count_nonzero(where))
+            positions = check_user_positions(given, self._scenario, (count,))
+        parts = []
+        for share in _share_out(rng, num, where):
+            stand = None if positions is None else positions[share.given]
+            users, deployment = self._draw_users(share.generator, share.num, stand)
+            if channels is None:
+                drawn = self.model.draw(share.generator, share.num, deployment)
+                drawn = self._check_drawn(drawn, share.num)
+            else:
+                drawn = channels[share.given]
+            parts.append(self._complete(share, drawn, deployment, users))
+        self._put(parts, where)
+
+    def _complete(
+        self,
+        share: _Share,
+        channels: Complex,
+        deployment: Deployment,
+        users: npt.NDArray[np.float64] | None = None,
+    ) -> _Blocks:
+        """Blocks with the estimates that are drawn of them."""
+        estimates = observe_channels(
+            share.generator, channels, deployment, self._scenario.csi_error_variance
+        )
+        return _Blocks(channels, estimates, users, None if users is None else deployment.gains)
+
+    def _put(self, parts: list[_Blocks], where: npt.NDArray[np.bool_] | None) -> None:
+        """Make blocks the current ones; arrays that were handed out stay as they are."""
+        if not parts:
+            return
+        blocks = _join(parts)
+        if blocks.users is not None and blocks.gains is not None:
+            self.positions = _replace_rows(self.positions, blocks.users, where)
+            gains = _replace_rows(self.gains, blocks.gains, where)
+            self.deployment = dataclasses.replace(self.deployment, gains=gains)
+        known = blocks.estimates is blocks.channels
+        estimates = None if known else _replace_rows(self.estimates, blocks.estimates, where)
+        self.channels = _replace_rows(self.channels, blocks.channels, where)
+        self.estimates = self.channels if estimates is None else estimates
 
     def _draw_users(
-        self, rng: np.random.Generator, num: int, positions: npt.ArrayLike | None
+        self, rng: np.random.Generator, num: int, users: npt.NDArray[np.float64] | None
     ) -> tuple[npt.NDArray[np.float64] | None, Deployment]:
         """Positions (num, J, K, 2), and the deployment with their gains."""
-        if positions is None and not self._scenario.is_geometric:
+        if users is None and not self._scenario.is_geometric:
             return None, self.deployment
-        if positions is None:
+        if users is None:
             users = draw_user_positions(rng, num, self._scenario)
-        else:
-            users = check_user_positions(positions, self._scenario, (num,))
         gains = draw_path_gains(rng, users, self._scenario)
         return users, dataclasses.replace(self.deployment, gains=gains)
-
-    def _replace_users(
-        self,
-        where: npt.NDArray[np.bool_],
-        users: npt.NDArray[np.float64],
-        gains: npt.NDArray[np.float32],
-    ) -> None:
-        """Positions and gains of the environments of a mask; arrays handed out stay as they are."""
-        if self.positions is not None and self.gains is not None:
-            kept, held = self.positions.copy(), self.gains.copy()
-            kept[where], held[where] = users, gains
-            users, gains = kept, held
-        self.positions, self.deployment = users, dataclasses.replace(self.deployment, gains=gains)
 
     def _forget_users(self) -> None:
         """Drop positions and gains: the blocks to come belong to no episode of this process."""
         self.positions, self.deployment = None, dataclasses.replace(self.deployment, gains=None)
-
-    def _set_blocks(self, rng: np.random.Generator, channels: Complex) -> None:
-        self.channels = channels
-        self.estimates = self._observe(rng, channels, self.deployment)
 
     def _check_drawn(self, drawn: Complex, num: int) -> Complex:
         shape = (num, *self.deployment.shape)
@@ -213,7 +261,62 @@ class ChannelProcess:
             )
         return drawn.astype(np.complex64, copy=False)
 
-    def _observe(
-        self, rng: np.random.Generator, channels: Complex, deployment: Deployment
-    ) -> Complex:
-        return observe_channels(rng, channels, deployment, self._scenario.csi_error_variance)
+
+class _Share(NamedTuple):
+    """What one generator draws: for which environments, and which of the m chosen these are."""
+
+    generator: np.random.Generator
+    where: npt.NDArray[np.bool_] | slice
+    given: slice
+    num: int
+
+
+class _Blocks(NamedTuple):
+    """Blocks of m environments; the users and gains are None where they stay as they are."""
+
+    channels: Complex
+    estimates: Complex
+    users: npt.NDArray[np.float64] | None
+    gains: npt.NDArray[np.float32] | None
+
+
+def _share_out(rng: Randomness, num: int, where: npt.NDArray[np.bool_] | None) -> list[_Share]:
+    """Who draws what: one generator for all, or each for its own environment."""
+    if isinstance(rng, np.random.Generator):
+        if where is None:
+            return [_Share(rng, slice(None), slice(None), num)]
+        return [_Share(rng, where, slice(None), int(np.count_nonzero(where)))]
+    chosen = range(num) if where is None else np.flatnonzero(where).tolist()
+    return [
+        _Share(rng[index], slice(index, index + 1), slice(place, place + 1), 1)
+        for place, index in enumerate(chosen)
+    ]
+
+
+def _join(parts: list[_Blocks]) -> _Blocks:
+    """The blocks of all parts, of which there is one at least, together."""
+    if len(parts) == 1:
+        return parts[0]
+    channels = np.concatenate([part.channels for part in parts])
+    known = all(part.estimates is part.channels for part in parts)
+    users = [part.users for part in parts if part.users is not None]
+    gains = [part.gains for part in parts if part.gains is not None]
+    return _Blocks(
+        channels,
+        channels if known else np.concatenate([part.estimates for part in parts]),
+        np.concatenate(users) if users else None,
+        np.concatenate(gains) if gains else None,
+    )
+
+
+def _replace_rows(
+    held: npt.NDArray[_Entry] | None,
+    rows: npt.NDArray[_Entry],
+    where: npt.NDArray[np.bool_] | None,
+) -> npt.NDArray[_Entry]:
+    """Rows in place of those of a mask, or of all."""
+    if where is None or held is None:
+        return rows
+    result = held.copy()
+    result[where] = rows
+    return result

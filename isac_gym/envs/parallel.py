@@ -16,7 +16,7 @@ import torch
 
 from isac_gym.channels import ChannelModel
 from isac_gym.envs.single import ISACEnv
-from isac_gym.scenario import Scenario, resolve_scenario
+from isac_gym.scenario import ScenarioLike, resolve_scenario
 from isac_gym.system.codec import check_action
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.stations import Exchange, view_from_stations
@@ -66,8 +66,9 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
     same. See :mod:`isac_gym.envs.registration`.
 
     Args:
-        scenario: A :class:`~isac_gym.scenario.Scenario`, the name of a preset, or None for
-            :data:`DEFAULT_SCENARIO`. With a single cell there is one agent.
+        scenario: A :class:`~isac_gym.scenario.Scenario`, the name of a preset, a mapping of fields
+            that differ from :data:`DEFAULT_SCENARIO`, or None for that. With a single cell there is
+            one agent.
         reward: ``"station"``: every agent earns the rates of its own cell; ``"network"``: all earn
             those of all cells; in bit/s/Hz.
         local_csi: What a station knows: its channels to the users of all cells (``"transmit"``), or
@@ -101,7 +102,7 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
 
     def __init__(
         self,
-        scenario: Scenario | str | None = None,
+        scenario: ScenarioLike = None,
         *,
         reward: RewardKind = "station",
         local_csi: LocalCSI = "transmit",
@@ -121,9 +122,8 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
                     f"max_cycles must be None with episode_length given, got {max_cycles!r}"
                 )
             parameters["episode_length"] = check_integer("max_cycles", max_cycles, 1)
-        base = DEFAULT_SCENARIO if scenario is None else scenario
         self.central = ISACEnv(
-            resolve_scenario(base, parameters),
+            resolve_scenario(scenario, parameters, DEFAULT_SCENARIO),
             channel_model=channel_model,
             constraints=constraints,
             render_mode=render_mode,
@@ -235,7 +235,7 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
         return (
             observations,
             {
-                agent: total if self.reward == "network" else infos[agent]["sum_rate"]
+                agent: total if self.reward == "network" else float(infos[agent]["sum_rate"])
                 for agent in stations
             },
             dict.fromkeys(stations, False),
@@ -289,19 +289,15 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
         """Every station's part of what the environment of all stations says."""
         if self.scenario.num_cells == 1:
             return {self.possible_agents[0]: info}
+        costs = ["cost", *(f"cost_{name}" for name in self.system.constraints)]
+        summed = {f"{name}_by_cell": name for name in (*costs, "sum_rate")}
         infos = {}
         for station, agent in enumerate(self.possible_agents):
-            parts: dict[str, Any] = {
-                name: value[station].copy() if value.ndim > 1 else float(value[station])
-                for name, value in info.items()
-                if isinstance(value, np.ndarray)
-            }
-            costs = {
-                f"cost_{name}": max(parts[f"constraint_{name}"], 0.0)
-                for name in self.system.constraints
-            }
-            rate = float(parts["rates"].sum(dtype=np.float64))
-            infos[agent] = {"cost": sum(costs.values()), **costs, "sum_rate": rate, **parts}
+            own = {name: info[entry][station] for entry, name in summed.items()}
+            for name, value in info.items():
+                if name not in own and name not in summed:
+                    own[name] = value[station].copy() if value.ndim > 1 else value[station]
+            infos[agent] = own
         return infos
 
     def state(self) -> Observation:

@@ -67,8 +67,12 @@ class Renderer:
             self.figure = Figure(figsize=size, dpi=100, layout="constrained")
             FigureCanvasAgg(self.figure)
 
-    def draw(self, outcome: Outcome | None) -> npt.NDArray[np.uint8] | None:
-        """Draw the first block of an outcome; None draws the desired pattern alone.
+    def draw(self, outcome: Outcome | None, index: int = 0) -> npt.NDArray[np.uint8] | None:
+        """Draw a block of an outcome.
+
+        Args:
+            outcome: The outcome; None draws the desired pattern alone.
+            index: Which of its blocks.
 
         Returns:
             uint8 image (height, width, 3) for ``"rgb_array"``, else None.
@@ -93,7 +97,7 @@ class Renderer:
             )
             label = f"station {cell}" if cells > 1 else "transmitted"
             if outcome is not None:
-                pattern = outcome.sensing.beampattern.reshape(-1, cells, len(grid))[0, cell]
+                pattern = outcome.sensing.beampattern.reshape(-1, cells, len(grid))[index, cell]
                 pattern_axes.plot(grid, pattern.cpu().numpy(), color=colour, label=label)
         pattern_axes.set(
             xlabel="direction (degrees)", ylabel="power (W)", xlim=(-90, 90), ylim=(0, None)
@@ -101,13 +105,13 @@ class Renderer:
         pattern_axes.set_title("Beampattern (shaded: desired)")
         rate_axes.set(xlabel="user", ylabel="spectral efficiency (bit/s/Hz)")
         if outcome is not None:
-            rates = outcome.rates.reshape(-1, cells, scenario.num_users)[0].cpu().numpy()
+            rates = outcome.rates.reshape(-1, cells, scenario.num_users)[index].cpu().numpy()
             users = np.arange(scenario.num_users)
             width = 0.8 / cells
             for cell in range(cells):
                 rate_axes.bar(users + (cell - (cells - 1) / 2) * width, rates[cell], width)
             rate_axes.set_xticks(users)
-            loss = outcome.sensing.total.reshape(-1, cells)[0].cpu().numpy()
+            loss = outcome.sensing.total.reshape(-1, cells)[index].cpu().numpy()
             stated = ", ".join(f"{value:.{4 if cells == 1 else 3}f}" for value in loss)
             rate_axes.set_title(f"Sum {rates.sum():.2f}, sensing loss {stated}", fontsize="medium")
             if cells > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from isac_gym.channels import ChannelModel, Complex, Deployment
-from isac_gym.channels.base import convert_to_array
+from isac_gym.channels import ChannelModel, Complex
 from isac_gym.channels.placement import check_user_positions
 from isac_gym.channels.selection import resolve_channel_model
+from isac_gym.envs.options import check_channels, check_channels_alone, check_options
 from isac_gym.envs.rendering import Renderer
-from isac_gym.scenario import Scenario, resolve_scenario
+from isac_gym.scenario import ScenarioLike, resolve_scenario
 from isac_gym.system.codec import check_action
 from isac_gym.system.constraints import Constraint
 from isac_gym.system.downlink import ISACSystem, Outcome
 from isac_gym.system.simulation import Simulation
 
-__all__ = ["ISACEnv", "check_options", "collect_info", "make_spaces"]
+__all__ = ["ISACEnv", "collect_info", "decode_action", "make_spaces"]
 
 Observation = npt.NDArray[np.float32]
 
@@ -39,36 +39,12 @@ def make_spaces(system: ISACSystem) -> tuple[gym.Space[Any], gym.Space[Any]]:
     )
 
 
-def check_options(options: Mapping[str, Any] | None, *known: str) -> Mapping[str, Any]:
-    """Check the options of a reset.
-
-    Args:
-        options: The options; None means none.
-        *known: Names of those that there are.
-
-    Returns:
-        The options.
-
-    Raises:
-        TypeError: If they are no dictionary.
-        ValueError: If there is another option.
-    """
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping):
-        raise TypeError(f"options must be None or a dictionary, got {options!r}")
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        allowed = " and ".join(map(repr, known))
-        raise ValueError(f"options must hold nothing but {allowed}, got {unknown}")
-    return options
-
-
 def collect_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     """The entries of ``info`` for a batch of n blocks, as arrays.
 
     Costs have shape (n,); with one cell constraints, losses and powers have shape (n,) and
-    ``rates`` and ``sinr`` (n, K), with several cells (n, J) and (n, J, K).
+    ``rates`` and ``sinr`` (n, K), with several cells (n, J) and (n, J, K). What is summed over
+    several cells is also there by cell, (n, J).
     """
     constraints = outcome.constraints
     stations = {
@@ -93,17 +69,56 @@ def collect_info(outcome: Outcome) -> dict[str, npt.NDArray[Any]]:
     by_station = columns[:, : cells * len(stations)].reshape(num, -1, cells).swapaxes(0, 1)
     by_user = columns[:, cells * len(stations) : -1].reshape(num, -1, cells, count).swapaxes(0, 1)
     costs = np.maximum(by_station[: len(constraints)], 0.0)
+    names = [f"cost_{name}" for name in constraints]
+    by_cell: dict[str, npt.NDArray[Any]] = {}
     if cells == 1:
         by_station, by_user, costs = by_station[..., 0], by_user[:, :, 0], costs[..., 0]
     else:
+        by_cell = {
+            "sum_rate_by_cell": by_user[0].sum(-1),
+            "cost_by_cell": costs.sum(0),
+            **{f"{name}_by_cell": value for name, value in zip(names, costs, strict=True)},
+        }
         costs = costs.sum(-1)
     return {
         "cost": costs.sum(0),
-        **{f"cost_{name}": value for name, value in zip(constraints, costs, strict=True)},
+        **dict(zip(names, costs, strict=True)),
         "sum_rate": columns[:, -1],
         **dict(zip(stations, by_station, strict=True)),
         **dict(zip(users, by_user, strict=True)),
+        **by_cell,
     }
+
+
+def decode_action(
+    system: ISACSystem, estimates: Complex, action: npt.ArrayLike
+) -> tuple[Complex, Complex]:
+    """What an action means in a block.
+
+    Args:
+        system: The system.
+        estimates: Channels as observed, complex (J, J, K, M).
+        action: Array (A,) of real numbers within [-1, 1].
+
+    Returns:
+        Precoder F (M_C, K) as transmitted, in √W, and radar covariance R (M_R, M_R), in W;
+        with several cells both have a leading station axis.
+
+    Raises:
+        TypeError: If the action does not hold real numbers.
+        ValueError: If its shape differs, or an entry is NaN, infinite or outside [-1, 1].
+    """
+    checked = check_action(action, (system.codec.action_size,))
+    with torch.no_grad():
+        sent = system.codec.decode(
+            torch.from_numpy(checked).to(system.device),
+            torch.from_numpy(estimates).to(system.device),
+        )
+        precoders = sent.precoders.cpu().numpy()
+        covariance = (sent.streams @ sent.streams.mH).cpu().numpy()
+    if system.scenario.num_cells == 1:
+        return precoders[0], covariance[0]
+    return precoders, covariance
 
 
 class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
@@ -135,11 +150,14 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     ``scheduling`` where users contend, and those of ``constraints=``) the signed
     ``constraint_<name>``, excess/limit, feasible where <= 0, and its positive part
     ``cost_<name>``; ``cost``, the sum of those parts; ``sum_rate``, ``rates`` and ``sinr`` (K,),
-    ``beampattern_error``, ``cross_correlation``, ``comm_power``.
+    ``beampattern_error``, ``cross_correlation``, ``comm_power``. Entries are NumPy scalars and
+    arrays. With J > 1 cells, costs and ``sum_rate`` are sums over the cells,
+    ``sum_rate_by_cell``, ``cost_by_cell`` and ``cost_<name>_by_cell`` (J,) are what they are the
+    sums of, ``rates`` and ``sinr`` have shape (J, K) and the other entries (J,).
 
     Args:
-        scenario: A :class:`~isac_gym.scenario.Scenario`, the name of a preset, or None for the
-            default.
+        scenario: A :class:`~isac_gym.scenario.Scenario`, the name of a preset, a mapping of fields
+            that differ from the default (such as an ``env_config``), or None for the default.
         channel_model: How channels are drawn: a model, its name (``"rician"``,
             ``"file:my.npy"``), or None for Rayleigh, or Gauss-Markov if the scenario has a Doppler
             frequency.
@@ -159,7 +177,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     def __init__(
         self,
-        scenario: Scenario | str | None = None,
+        scenario: ScenarioLike = None,
         *,
         channel_model: ChannelModel | str | None = None,
         constraints: Sequence[Constraint | str] = (),
@@ -206,9 +224,9 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             name = "options['user_positions']"
             positions = check_user_positions(positions, self.scenario, name=name)[None]
         if channels is not None:
-            channels = _convert_channels(channels, self.simulation.deployment)[None]
+            channels = check_channels(channels, self.simulation.deployment)[None]
             if positions is None:
-                self._check_channels_alone()
+                check_channels_alone(self.scenario, self.channel_model)
         super().reset(seed=seed)
         if channels is None:
             self.simulation.start(self.np_random, positions=positions)
@@ -219,21 +237,6 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         if self.render_mode == "human":
             self.render()
         return self.simulation.observe()[0], {}
-
-    def _check_channels_alone(self) -> None:
-        """Check that given channels mean something without the positions of their users."""
-        scenario = self.scenario
-        reasons = {
-            f"csi_error_variance={scenario.csi_error_variance:g}": scenario.csi_error_variance > 0,
-            f"{self.channel_model!r}": self.channel_model.is_time_correlated,
-        }
-        found = " and ".join(reason for reason, applies in reasons.items() if applies)
-        if scenario.is_geometric and found:
-            raise ValueError(
-                "options['user_positions'] must be given with options['channels'] with "
-                f"layout={scenario.layout!r} and {found}, which need the gains of these users, "
-                "got None"
-            )
 
     def step(self, action: npt.ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Transmit for one block, then move to the next.
@@ -256,9 +259,9 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         with torch.inference_mode():
             outcome = self.simulation.apply(torch.from_numpy(checked).unsqueeze(0))
             batch = collect_info(outcome)
+        # An entry of one number is a NumPy scalar, which has a type for those who need one.
         info = {
-            key: value[0].copy() if value.ndim > 1 else float(value[0])
-            for key, value in batch.items()
+            key: value[0].copy() if value.ndim > 1 else value[0] for key, value in batch.items()
         }
         self._outcome = outcome
         self.simulation.advance(self.np_random)
@@ -266,7 +269,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         if self.render_mode == "human":
             self.render()
         truncated = self._elapsed >= self.scenario.episode_length
-        return self.simulation.observe()[0], info["sum_rate"], False, truncated, info
+        return self.simulation.observe()[0], float(info["sum_rate"]), False, truncated, info
 
     @property
     def channels(self) -> Complex:
@@ -290,16 +293,7 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             TypeError: If the action does not hold real numbers.
             ValueError: If its shape differs, or an entry is NaN, infinite or outside [-1, 1].
         """
-        checked = check_action(action, (self.system.codec.action_size,))
-        with torch.no_grad():
-            sent = self.system.codec.decode(
-                torch.from_numpy(checked), torch.from_numpy(self.simulation.estimates[0])
-            )
-            precoders = sent.precoders.numpy()
-            covariance = (sent.streams @ sent.streams.mH).numpy()
-        if self.scenario.num_cells == 1:
-            return precoders[0], covariance[0]
-        return precoders, covariance
+        return decode_action(self.system, self.simulation.estimates[0], action)
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Draw the beampattern and the rates of the last block.
@@ -312,17 +306,3 @@ class ISACEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def close(self) -> None:
         """Close the window, if there is one."""
         self._renderer.close()
-
-
-def _convert_channels(channels: npt.ArrayLike, deployment: Deployment) -> Complex:
-    array = convert_to_array("options['channels']", channels)
-    if not np.issubdtype(array.dtype, np.number):
-        raise TypeError(f"options['channels'] must hold numbers, got dtype {array.dtype}")
-    shape = deployment.shape[2:] if deployment.num_cells == 1 else deployment.shape
-    if array.shape != shape:
-        raise ValueError(f"options['channels'] must have shape {shape}, got {array.shape}")
-    with np.errstate(over="ignore"):  # what overflows is found below
-        converted = array.astype(np.complex64)
-    if not np.isfinite(converted).all():
-        raise ValueError("options['channels'] must be finite, got NaN or infinite entries")
-    return converted.reshape(deployment.shape)

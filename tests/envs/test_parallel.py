@@ -223,18 +223,22 @@ def test_the_central_environments_see_and_earn_the_same_bit_for_bit(
         assert terminations == dict.fromkeys(stations, False)
         assert truncations == dict.fromkeys(stations, truncated)
         assert truncated == (step % length == 0)
-        entries = entries["final_info"] if truncated else entries
         for name, value in info.items():
+            if name.endswith("_by_cell"):
+                own = [infos[station][name.removesuffix("_by_cell")] for station in stations]
+                np.testing.assert_array_equal(own, value, err_msg=name)
+                continue
             if name.startswith("cost") or name == "sum_rate":
-                assert all(type(infos[station][name]) is float for station in stations)
-                total = sum(infos[station][name] for station in stations)
+                assert all(type(infos[station][name]) is np.float32 for station in stations)
+                total = sum(float(infos[station][name]) for station in stations)
                 assert total == pytest.approx(value, rel=1e-6, abs=1e-7), name
                 continue
             parts = np.array([infos[station][name] for station in stations], np.float32)
             joint = parts[0] if len(stations) == 1 else parts
             np.testing.assert_array_equal(joint, value, err_msg=name)
             np.testing.assert_array_equal(joint, entries[name][0], err_msg=name)
-        assert all(set(infos[station]) == set(info) for station in stations)
+        names = {name for name in info if not name.endswith("_by_cell")}
+        assert all(set(infos[station]) == names for station in stations)
         if truncated:
             np.testing.assert_array_equal(env.state(), observation)
             assert env.agents == []
@@ -285,7 +289,8 @@ def test_each_station_earns_what_the_formulas_say(changes: dict[str, Any]) -> No
         precoders, covariances, access = direct_model.decode(scenario, join(env, actions), channels)
         assert covariances is not None
         expected = direct_model.earned(scenario, channels, precoders, covariances, access)
-        costs = [name for name in expected if name.startswith("cost_")]
+        costs = ["cost_power", "cost_sensing"]
+        costs += ["cost_scheduling"] if scenario.scheduling == "contention" else []
         for station, agent in enumerate(env.possible_agents):
             rates = expected["rates"][station]
             assert rewards[agent] == infos[agent]["sum_rate"]
@@ -298,13 +303,21 @@ def test_each_station_earns_what_the_formulas_say(changes: dict[str, Any]) -> No
                 assert infos[agent][name] == pytest.approx(excess[name], rel=1e-4, abs=1e-5)
             assert infos[agent]["cost"] == pytest.approx(sum(excess.values()), rel=1e-4, abs=1e-5)
             for name, value in expected.items():
-                if not name.startswith("cost") and name != "sum_rate":
+                if not name.startswith(("cost", "sum_rate")):
                     found = infos[agent][name]
                     np.testing.assert_allclose(
                         found, value[station], rtol=1e-4, atol=1e-5, err_msg=name
                     )
-                    assert type(found) is float or found.shape == (3,)
+                    assert type(found) is np.float32 or found.shape == (3,)
     assert unlike >= 5
+
+
+def test_a_mapping_changes_fields_of_the_default_scenario() -> None:
+    env = make(scenario={"num_users": 2, "episode_length": 4}, snr_db=5.0)
+    expected = Scenario.preset("three-cells").replace(num_users=2, episode_length=4, snr_db=5.0)
+    assert env.scenario == expected
+    one = make(scenario={"num_cells": 1, "target_angles_deg": [-40.0, 0.0, 40.0]})
+    assert one.possible_agents == ["station_0"]
 
 
 def test_rewards_of_the_stations_add_up_to_that_of_the_network() -> None:

@@ -146,13 +146,17 @@ def test_step_agrees_with_the_formulas(settings: dict[str, Any]) -> None:
         assert observation.dtype == np.float32
         assert reward == info["sum_rate"]
         assert set(info) == set(expected)
-        assert set(info) == STEP_KEYS | (
-            CONTENTION_KEYS if scenario.scheduling == "contention" else set()
-        )
+        keys = STEP_KEYS | (CONTENTION_KEYS if scenario.scheduling == "contention" else set())
+        if scenario.num_cells > 1:
+            keys |= {f"{name}_by_cell" for name in keys if name.startswith(("cost", "sum_rate"))}
+        assert set(info) == keys
         for name, value in expected.items():
             found = info[name]
-            if name.startswith("cost") or name == "sum_rate":
-                assert isinstance(found, float), name
+            assert isinstance(found, np.float32 if np.ndim(found) == 0 else np.ndarray), name
+            if name.endswith("_by_cell"):
+                assert (found.shape, found.dtype) == ((scenario.num_cells,), np.float32)
+            elif name.startswith("cost") or name == "sum_rate":
+                assert np.ndim(found) == 0, name
             else:
                 found = per_station(env, found)
             np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -1,4 +1,4 @@
-"""Cost dialects: the same environment for libraries that expect constraints in another form."""
+"""Cost dialects of a single environment."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from isac_gym.system.downlink import find_system
-from isac_gym.validation import check_real, not_allowed
+from isac_gym.envs.wrappers.penalty import check_weights, find_cost_names
 
-__all__ = ["EpisodeCostStatistics", "PenalisedReward", "SafetyGymnasium", "VectorReward"]
+__all__ = [
+    "EpisodeCostStatistics",
+    "PenalisedReward",
+    "SafetyGymnasium",
+    "VectorReward",
+    "make_reward_space",
+]
 
 _Observation = npt.NDArray[np.float32]
 _Action = npt.NDArray[np.float32]
 _Env = gym.Env[_Observation, _Action]
+
+
+def make_reward_space(size: int) -> gym.spaces.Box:
+    """Where a reward vector of a rate and the negative of costs lies."""
+    low = np.array([0.0] + [-np.inf] * (size - 1), np.float32)
+    high = np.array([np.inf] + [0.0] * (size - 1), np.float32)
+    return gym.spaces.Box(low, high, dtype=np.float32)
 
 
 class SafetyGymnasium(
@@ -53,23 +65,21 @@ class PenalisedReward(
         env: An environment whose ``info`` has the costs.
         weights: One weight for ``cost``, or a weight for each named cost, for example
             ``{"cost_power": 10.0, "cost_sensing": 20.0}``; in bit/s/Hz a unit of relative excess.
+            None takes for ``cost`` what :func:`~isac_gym.envs.wrappers.find_penalty_weight` finds
+            for the scenario, in some seconds; it is about 31 at the default scenario.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or there is no cost of its name.
+        ValueError: If a weight is negative or not finite, there is no cost of its name, or there is
+            no weight that keeps the constraints.
+
+    Attributes:
+        weights: The weights by the names of costs in ``info``.
     """
 
-    def __init__(self, env: _Env, weights: float | Mapping[str, float] = 10.0) -> None:
+    def __init__(self, env: _Env, weights: float | Mapping[str, float] | None = None) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, weights=weights)
         super().__init__(env)
-        given = dict(weights) if isinstance(weights, Mapping) else {"cost": weights}
-        known = ["cost", *(f"cost_{name}" for name in find_system(env).limits)]
-        for name in given:
-            if name not in known:
-                raise not_allowed("weights", name, f"keyed by costs in info, of {known}")
-        self.weights = {
-            name: check_real(f"weights[{name!r}]", weight, "a finite number >= 0", lambda w: w >= 0)
-            for name, weight in given.items()
-        }
+        self.weights = check_weights(env, weights)
 
     def step(self, action: _Action) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
         """Step the environment; the reward is the penalised one."""
@@ -84,7 +94,8 @@ class VectorReward(
     """Vector reward [spectral efficiency, -cost_power, -cost_sensing, …] as in MO-Gymnasium.
 
     Attributes:
-        reward_space: Box of the reward vector.
+        reward_space: Box of the reward vector; also given to the unwrapped environment, where
+            MO-Gymnasium's vector environments and recorders look for it.
         reward_names: What its entries are.
 
     Args:
@@ -94,11 +105,9 @@ class VectorReward(
     def __init__(self, env: _Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        costs = [f"cost_{name}" for name in find_system(env).limits]
-        self.reward_names = ("sum_rate", *costs)
-        low = np.array([0.0] + [-np.inf] * len(costs), np.float32)
-        high = np.array([np.inf] + [0.0] * len(costs), np.float32)
-        self.reward_space = gym.spaces.Box(low, high, dtype=np.float32)
+        self.reward_names = ("sum_rate", *find_cost_names(env))
+        self.reward_space = make_reward_space(len(self.reward_names))
+        env.unwrapped.reward_space = self.reward_space  # type: ignore[attr-defined]
 
     def step(self, action: _Action) -> Any:
         """Step the environment; the reward is a float32 array (1 + number of costs,)."""
@@ -123,6 +132,7 @@ class EpisodeCostStatistics(
     def __init__(self, env: _Env) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
+        self._costs = find_cost_names(env)
         self._sums: dict[str, float] = {}
 
     def reset(
@@ -135,8 +145,8 @@ class EpisodeCostStatistics(
     def step(self, action: _Action) -> tuple[_Observation, float, bool, bool, dict[str, Any]]:
         """Step the environment and add up."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        addends = {key: value for key, value in info.items() if key.startswith("cost_")}
-        addends |= {"r": float(reward), "c": info["cost"], "l": 1}
+        addends = {name: float(info[name]) for name in self._costs}
+        addends |= {"r": float(reward), "c": float(info["cost"]), "l": 1}
         for key, value in addends.items():
             self._sums[key] = self._sums.get(key, 0) + value
         if terminated or truncated:
