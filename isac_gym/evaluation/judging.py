@@ -23,6 +23,8 @@ __all__ = ["FEASIBILITY_TOLERANCE", "AgentError", "AgentResult", "ConstraintResu
 FEASIBILITY_TOLERANCE: Final = 1e-4
 """Relative excess of a constraint up to which a block counts as feasible."""
 _CHUNK: Final = 1024
+_PART: Final = 64
+"""Observations that are timed again where a whole batch would take long."""
 
 
 class AgentError(RuntimeError):
@@ -252,9 +254,12 @@ def _measure_batch(
 ) -> float:
     """Time an observation of a batch; a slow agent's calls in the evaluation are not repeated.
 
-    Of those, the first is left out: it may hold what is done once.
+    Of those, the first is left out: it may hold what is done once. If it was the only one, a part
+    of the batch is timed.
     """
     repeated = calls[1:]
     if repeated and np.median([seconds for seconds, _ in repeated]) > 1.0:
         return float(np.median([seconds / count for seconds, count in repeated]))
+    if not repeated and calls[0][0] > 1.0:
+        observation = observation[:_PART]
     return _measure_latency(agent, observation, deterministic) / len(observation)

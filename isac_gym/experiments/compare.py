@@ -33,7 +33,7 @@ class Compare(Experiment):
         agents: Agents to add, as for :func:`~isac_gym.agents.loading.prepare_agent`.
         only: Whether those are all; otherwise all that are compared by default and suit the
             scenario are there as well.
-        channels: Blocks in the evaluation set; None means 2000, and 500 with several stations,
+        channels: Blocks in the evaluation set; None means 2000, and 256 with several stations,
             whose references take longer.
         evaluation_seed: Its seed.
         seed: Seed of training and initial weights.
@@ -51,7 +51,7 @@ class Compare(Experiment):
     )
     channels: int | None = setting(
         None,
-        "Channels in the evaluation set; 2000 by default, 500 with several stations.",
+        "Channels in the evaluation set; 2000 by default, 256 with several stations.",
         minimum=1,
     )
     evaluation_seed: int = setting(7, "Seed of the evaluation set.", minimum=0)
@@ -83,7 +83,7 @@ class Compare(Experiment):
 
     @functools.cached_property
     def _blocks(self) -> EvaluationSet:
-        usual = 2000 if self.scenario.num_cells == 1 else 500
+        usual = 2000 if self.scenario.num_cells == 1 else 256
         channels = usual if self.channels is None else self.channels
         return self.draw_channels(self.env, channels, self.evaluation_seed)
 
