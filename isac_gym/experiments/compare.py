@@ -177,7 +177,7 @@ class Compare(Experiment):
                 colour = palette[index % len(palette)]
                 axes.plot(grid, row["beampattern"][0], color=colour, lw=1.4, label=label)
         axes.set(
-            title="Mean beampattern" + " of station 1" * (self.scenario.num_cells > 1),
+            title="Mean beampattern" + " of station 0" * (self.scenario.num_cells > 1),
             xlabel="direction (degrees)",
             ylabel="power (W)",
             xlim=(-90, 90),
