@@ -89,6 +89,8 @@ class StationPolicy(ABC):
             allowed = f"the messages of fewer than {self.rounds} rounds before another message"
             raise not_allowed("received", f"{len(received)} rounds", allowed)
         self._check_received(received, len(local_csi))
+        if self.scenario.num_cells == 1:
+            return self._make_silence(local_csi)
         return self._compose_message(local_csi, received, memory)
 
     def act(
@@ -109,11 +111,8 @@ class StationPolicy(ABC):
             ValueError: As for :meth:`message`, or if a round is missing.
         """
         self._check_channels(local_csi)
-        others = self.scenario.num_cells - 1
-        if not received and (self.message_bits == 0 or others == 0):
-            width = self.message_numbers if self.message_bits is None else self.message_bits
-            silence = local_csi.real.new_empty(len(local_csi), others, width)
-            received = (silence,) * self.rounds
+        if not received and 0 in self._message_shape:
+            received = (self._make_silence(local_csi),) * self.rounds
         if len(received) != self.rounds:
             allowed = f"the messages of {self.rounds} {'round' if self.rounds == 1 else 'rounds'}"
             raise not_allowed("received", f"{len(received)}", allowed)
@@ -123,14 +122,27 @@ class StationPolicy(ABC):
     def _compose_message(
         self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
-        """What :meth:`message` returns, of arguments that are checked; by default no bits."""
-        return local_csi.real.new_empty(len(local_csi), self.scenario.num_cells - 1, 0)
+        """What :meth:`message` returns, of arguments that are checked; by default no bits.
+
+        It is not asked where there is no other station.
+        """
+        return self._make_silence(local_csi)
 
     @abstractmethod
     def _choose_action(
         self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
         """What :meth:`act` returns, of arguments that are checked."""
+
+    def _make_silence(self, local_csi: Tensor) -> Tensor:
+        """A message (n, J-1, L) in which there is nothing: of no bits, or to nobody."""
+        return local_csi.real.new_empty(len(local_csi), *self._message_shape)
+
+    @property
+    def _message_shape(self) -> tuple[int, int]:
+        """Receivers of a message, and what is told to each, in bits or in real numbers."""
+        length = self.message_numbers if self.message_bits is None else self.message_bits
+        return self.scenario.num_cells - 1, length
 
     def _check_channels(self, local_csi: Tensor) -> None:
         scenario = self.scenario
@@ -144,8 +156,7 @@ class StationPolicy(ABC):
             raise ValueError("local_csi must be finite, got NaN or infinite entries")
 
     def _check_received(self, received: Received, count: int) -> None:
-        width = self.message_numbers if self.message_bits is None else self.message_bits
-        expected = (count, self.scenario.num_cells - 1, width)
+        expected = (count, *self._message_shape)
         for number, messages in enumerate(received):
             shape = tuple(messages.shape)
             if shape != expected:

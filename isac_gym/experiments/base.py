@@ -24,7 +24,7 @@ from isac_gym.validation import check_integer, check_real
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Experiment", "Point", "Report", "Workspace", "setting"]
+__all__ = ["Experiment", "Point", "Report", "Workspace", "check_evaluation_seed", "setting"]
 
 Point: TypeAlias = Mapping[str, Any]
 """What tells a point from the others, as plain JSON types."""
@@ -60,6 +60,23 @@ def setting(
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_evaluation_seed(evaluation_seed: int, seeds: int) -> None:
+    """Check that no training of the seeds 0, 1, … sees the channels of an evaluation.
+
+    Args:
+        evaluation_seed: Seed of the evaluation's channels.
+        seeds: Number of seeds of the trainings.
+
+    Raises:
+        ValueError: If it is among them.
+    """
+    if evaluation_seed < seeds:
+        raise ValueError(
+            "evaluation_seed must be none of the seeds, whose training would see its channels, "
+            f"got {evaluation_seed!r}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

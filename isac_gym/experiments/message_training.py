@@ -17,7 +17,7 @@ from isac_gym.agents.primal_dual import PrimalDual
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.evaluation.table import Column, Row, Table
-from isac_gym.experiments.base import Point, Workspace, setting
+from isac_gym.experiments.base import Point, Workspace, check_evaluation_seed, setting
 from isac_gym.experiments.by_station import OfStations, judge_stations
 from isac_gym.experiments.style import make_figure, style_axes
 from isac_gym.learning.agent import LearningAgent
@@ -88,11 +88,7 @@ class MessageTraining(OfStations):
                 raise not_allowed("quantisers", kind, allowed)
         if self.scenario.control != "beamforming":
             raise not_allowed("control", self.scenario.control, "'beamforming'")
-        if self.evaluation_seed < self.seeds:
-            raise ValueError(
-                f"evaluation_seed must be none of the seeds, whose training would see its "
-                f"channels, got {self.evaluation_seed!r}"
-            )
+        check_evaluation_seed(self.evaluation_seed, self.seeds)
         return [
             {"message": message, "seed": seed}
             for message in (_NOTHING, *self.quantisers, _REAL, _FULL)

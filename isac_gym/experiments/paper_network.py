@@ -15,7 +15,13 @@ from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.judging import evaluate
 from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.evaluation.table import Row, Table
-from isac_gym.experiments.base import Experiment, Point, Workspace, setting
+from isac_gym.experiments.base import (
+    Experiment,
+    Point,
+    Workspace,
+    check_evaluation_seed,
+    setting,
+)
 from isac_gym.physics.links import radar_interference
 from isac_gym.policy import Policy
 from isac_gym.registry import register_experiment
@@ -50,11 +56,7 @@ class PaperNetwork(Experiment):
         Raises:
             ValueError: If training would see the channels of the evaluation.
         """
-        if self.evaluation_seed < self.seeds:
-            raise ValueError(
-                f"evaluation_seed must be none of the seeds, whose training would see its "
-                f"channels, got {self.evaluation_seed!r}"
-            )
+        check_evaluation_seed(self.evaluation_seed, self.seeds)
         return [
             {"control": control, "agent": agent, "seed": seed}
             for control in ("power", "amplitude", "beamforming")

@@ -15,7 +15,7 @@ from isac_gym.agents.distributed import DistributedPrimalDual
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.evaluation.table import Row, Table
-from isac_gym.experiments.base import Point, Workspace, setting
+from isac_gym.experiments.base import Point, Workspace, check_evaluation_seed, setting
 from isac_gym.experiments.by_station import OfStations, StationResult, judge_stations
 from isac_gym.experiments.style import make_figure, style_axes
 from isac_gym.learning.config import DISTRIBUTED_PRESETS
@@ -79,11 +79,7 @@ class StationsConvergence(OfStations):
                 raise not_allowed("presets", preset, allowed)
         if self.scenario.control != "beamforming":
             raise not_allowed("control", self.scenario.control, "'beamforming'")
-        if self.evaluation_seed < self.seeds:
-            raise ValueError(
-                f"evaluation_seed must be none of the seeds, whose training would see its "
-                f"channels, got {self.evaluation_seed!r}"
-            )
+        check_evaluation_seed(self.evaluation_seed, self.seeds)
         return [
             {"preset": preset, "seed": seed}
             for preset in self.presets

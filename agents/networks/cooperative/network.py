@@ -71,11 +71,7 @@ class CooperativeStation(LearnedStation):
         self, local_csi: Tensor, received: Received, memory: Memory | None
     ) -> Tensor:
         """The same bits for all neighbours."""
-        draft = self._draft(local_csi, memory)
-        if self.scenario.num_cells == 1:  # there is nobody to tell
-            width = self.message_numbers if self.message_bits is None else self.message_bits
-            return local_csi.real.new_empty(len(local_csi), 0, width)
-        said = self._say(draft)[:, 0]
+        said = self._say(self._draft(local_csi, memory))[:, 0]
         return said.unsqueeze(1).expand(-1, self.scenario.num_cells - 1, -1)
 
     def _choose_action(
