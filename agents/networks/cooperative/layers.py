@@ -17,13 +17,34 @@ _USUAL_SUM = 5.0
 def apply_layer(layer: nn.Module, inputs: Tensor) -> Tensor:
     """The linear layer without a module's hooks, which take long for one observation."""
     assert isinstance(layer, nn.Linear)
-    return nn.functional.linear(inputs, layer.weight, layer.bias)
+    return _map_rows(inputs, layer.weight, layer.bias)
+
+
+def _map_rows(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear`` as one product of matrices, whatever the strides.
+
+    Otherwise torch rounds differently where the weights are to be learned and where they are not,
+    and a station that was loaded would not transmit bit for bit what it did before.
+    """
+    rows = inputs.flatten(0, -2)
+    mapped: Tensor = nn.functional.linear(rows, weight, bias).unflatten(0, inputs.shape[:-1])
+    return mapped
 
 
 def _pool(values: Tensor, dim: int) -> Tensor:
     """Half of the entries summed, as interference adds up, the others compared."""
     summed, compared = values.tensor_split(2, dim=-1)
-    return torch.cat([summed.sum(dim) / _USUAL_SUM, compared.amax(dim)], -1)
+    return torch.cat([summed.sum(dim) / _USUAL_SUM, _find_largest(compared, dim)], -1)
+
+
+def _find_largest(values: Tensor, dim: int) -> Tensor:
+    """``amax`` by halves, which is several times as fast where the last axis is short."""
+    size = values.shape[dim]
+    while size > 1:
+        half = (size + 1) // 2  # with an odd size both hold the one in the middle
+        values = torch.maximum(values.narrow(dim, 0, half), values.narrow(dim, size - half, half))
+        size = half
+    return values.squeeze(dim)
 
 
 class UserLayer(nn.Module):
@@ -46,25 +67,30 @@ class UserLayer(nn.Module):
         self.other_outer = nn.Linear(2 * width, width)
 
     def forward(
-        self, own: Tensor, other: Tensor, edges: Tensor, features: tuple[Tensor, Tensor]
+        self,
+        own: Tensor,
+        other: Tensor,
+        edges: tuple[Tensor, Tensor],
+        features: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """New states.
 
         Args:
             own: States of own users, (n, S, K, w).
             other: States of other users, (n, S, V, w).
-            edges: Of own users with all, (n, S, K, K + V, e).
+            edges: Of own users with own ones, (n, S, K, K, e), and with others, (n, S, K, V, e).
             features: Of own and of other users, (n, S, K, ·) and (n, S, V, ·).
         """
-        users = own.shape[-2]
-        within, across, back = apply_layer(self.gates, edges).chunk(3, -1)
+        width = own.shape[-1]
+        weight, bias = self.gates.weight.split([width, 2 * width]), self.gates.bias
+        within = _map_rows(edges[0], weight[0], bias[:width])
         told, told_back = apply_layer(self.tell_own, own).chunk(2, -1)
-        heard = [_pool(within[..., :users, :] * told.unsqueeze(-3), -2)]
+        heard = [_pool(within * told.unsqueeze(-3), -2)]
         new_other = other
         if other.shape[-2]:
-            sent = across[..., users:, :] * apply_layer(self.tell_other, other).unsqueeze(-3)
-            heard.append(_pool(sent, -2))
-            arrived = _pool(back[..., users:, :] * told_back.unsqueeze(-2), -3)
+            across, back = _map_rows(edges[1], weight[1], bias[width:]).chunk(2, -1)
+            heard.append(_pool(across * apply_layer(self.tell_other, other).unsqueeze(-3), -2))
+            arrived = _pool(back * told_back.unsqueeze(-2), -3)
             inner = apply_layer(self.other_inner, torch.cat([other, arrived, features[1]], -1))
             new_other = other + apply_layer(self.other_outer, nn.functional.silu(inner))
         else:
@@ -120,22 +146,31 @@ class TalkLayer(nn.Module):
         self.other_inner = nn.Linear(4 * width, 2 * width)
         self.other_outer = nn.Linear(2 * width, width)
 
-    def forward(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, own: Tensor, other: Tensor, stations: int) -> tuple[Tensor, Tensor]:
         """New states.
 
         Args:
             own: Of the stations with their own users, (n, J, K, w).
             other: Of the stations with the users of others in the order in which the station counts
                 them, (n, J, (J-1)·K, w).
+            stations: Whose new states are wanted: those of the first so many.
         """
         heard_own, heard_other = self.trade(own, other)
+        own, other = own[:, :stations], other[:, :stations]
         pools = [
-            _pool(apply_layer(self.pool_own, own), -2).unsqueeze(-2),
-            _pool(apply_layer(self.pool_other, other), -2).unsqueeze(-2),
+            _pool(apply_layer(self.pool_own, own), -2),
+            _pool(apply_layer(self.pool_other, other), -2),
         ]
-        told_own = torch.cat([own, heard_own, *(pool.expand_as(own) for pool in pools)], -1)
-        told_other = torch.cat([other, heard_other, *(pool.expand_as(other) for pool in pools)], -1)
-        inner = nn.functional.silu(apply_layer(self.own_inner, told_own))
-        new_own = own + apply_layer(self.own_outer, inner)
-        inner = nn.functional.silu(apply_layer(self.other_inner, told_other))
-        return new_own, other + apply_layer(self.other_outer, inner)
+        pooled = torch.cat(pools, -1).unsqueeze(-2)
+        states = []
+        for state, heard, inner, outer in (
+            (own, heard_own, self.own_inner, self.own_outer),
+            (other, heard_other, self.other_inner, self.other_outer),
+        ):
+            told = torch.cat([state, heard[:, :stations]], -1)
+            # The pools are the same for all users of a station: one product for all of them.
+            for_each, for_all = inner.weight.tensor_split(2, -1)
+            common = _map_rows(pooled, for_all, inner.bias)
+            hidden = nn.functional.silu(_map_rows(told, for_each) + common)
+            states.append(state + apply_layer(outer, hidden))
+        return states[0], states[1]

@@ -57,7 +57,7 @@ class Draft:
 
     Attributes:
         links: Its links.
-        edges: Of own users with all, (n, S, K, T, e).
+        edges: Of own users with own ones, (n, S, K, K, e), and with others, (n, S, K, V, e).
         price: π, (n, S), in bit/s/Hz a unit of L_r.
         own: States of own users, (n, S, K, w).
         other: States of other users, (n, S, V, w).
@@ -65,7 +65,7 @@ class Draft:
     """
 
     links: Links
-    edges: Tensor
+    edges: tuple[Tensor, Tensor]
     price: Tensor
     own: Tensor
     other: Tensor
@@ -168,7 +168,10 @@ class StationModel(nn.Module):
         """
         links = Links.of(view, stations.system, noise_power)
         price = price.clamp_min(_LEAST_PRICE)
-        edges: Tensor = self.edges(links.describe_edges())
+        described: Tensor = self.edges(links.describe_edges())
+        sizes = [links.users, described.shape[-2] - links.users]
+        within, across = described.split(sizes, -2)
+        edges = within.contiguous(), across.contiguous()
         best = stations.best_streams.expand(len(view), -1, -1, -1)
         received = radar_interference(links.radar, best)
         features = links.describe_users(price, stations.antenna_power, received, None)
@@ -202,10 +205,24 @@ class StationModel(nn.Module):
         """What real numbers mean, (..., K, w) and (..., V, w)."""
         return apply_layer(self.hear_own_state, own), apply_layer(self.hear_other_state, other)
 
-    def talk(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """What follows from what all have said, (n, J, K, w) and (n, J, V, w)."""
-        for layer in self.talks:
-            own, other = layer(own, other)
+    def talk(
+        self, own: Tensor, other: Tensor, stations: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What follows from what all have said, for the first stations, None for all of them.
+
+        Args:
+            own: What was meant about own users, (n, J, K, w).
+            other: What was meant about other users, (n, J, V, w).
+            stations: S, for which it is wanted; all J have to be gone through to the last round.
+
+        Returns:
+            Tensors (n, S, K, w) and (n, S, V, w).
+        """
+        cells = own.shape[1]
+        wanted = cells if stations is None else stations
+        for number, layer in enumerate(self.talks, start=1):
+            own, other = layer(own, other, wanted if number == len(self.talks) else cells)
+        own, other = own[:, :wanted], other[:, :wanted]  # where there is no round at all
         return apply_layer(self.join_own, own), apply_layer(self.join_other, other)
 
     def design(
@@ -281,7 +298,7 @@ class StationModel(nn.Module):
         number: int,
         own: Tensor,
         other: Tensor,
-        edges: Tensor,
+        edges: tuple[Tensor, Tensor],
         features: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """States before a stage."""

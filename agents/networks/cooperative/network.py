@@ -82,8 +82,7 @@ class CooperativeStation(LearnedStation):
         said = None
         if self.scenario.num_cells > 1:
             meant = self._understand(torch.cat([self._say(draft), received[0]], 1))
-            about_own, about_other = self.layers.talk(*meant)
-            said = about_own[:, :1], about_other[:, :1]
+            said = self.layers.talk(*meant, stations=1)
         precoders, streams = self.layers.design(draft, self._stations, said)
         action: Tensor = self.system.codec.encode(precoders=precoders, streams=streams, check=False)
         return action

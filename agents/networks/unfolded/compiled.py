@@ -5,14 +5,16 @@ It contains the loop over pairs of directions, so the matrices of a block never 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from isac_gym.agents.networks.unfolded.downlink import Downlink, StageControls
-from isac_gym.agents.networks.unfolded.kernel import make_stage_kernel
+from isac_gym.agents.networks.unfolded.kernel import make_descent_kernel, make_stage_kernel
 from isac_gym.compilation import (
     Floats,
     share_out,
@@ -86,38 +88,84 @@ class CompiledStage:
             The new V, the V before it, and the radar power at each user under the new V.
         """
         shape, users = streams.shape, received.shape[-1]
-
-        def flat(value: Tensor) -> Floats:
-            found: Floats = value.reshape(-1, value.shape[-1]).contiguous().numpy()
-            return found
-
         # The loop overwrites these three.
         now, then = (to_matrices(value).copy() for value in (streams, before))
-        heard = flat(received).copy()
+        heard = _to_rows(received).copy()
         inputs = (
             now,
             then,
             heard,
             *downlink.arrays,
             controls.outputs.reshape(-1, users, 3).contiguous().numpy(),
-            flat(controls.tempo),
+            _to_rows(controls.tempo),
             np.ascontiguousarray(controls.price.reshape(-1).numpy()),
+            *self._list_constants(controls, shape, power),
+        )
+        kernel = make_stage_kernel(shape[-2], shape[-1], self._pairs.key)
+        self._run(kernel, inputs, len(now))
+        return *_to_streams(shape, now, then), torch.from_numpy(heard).view(received.shape)
+
+    def descend(
+        self,
+        streams: Tensor,
+        before: Tensor,
+        resolvent: Tensor,
+        controls: StageControls,
+        power: float,
+    ) -> tuple[Tensor, Tensor]:
+        """The steps on V of a stage; see :func:`~isac_gym.agents.networks.unfolded.stage.descend`.
+
+        Args:
+            streams: V, complex64 (n, J, M_R, r), in √W.
+            before: V of the step before, same shape.
+            resolvent: A, complex64 (n, J, M_R, M_R).
+            controls: What the stage is told.
+            power: P_R, in W.
+
+        Returns:
+            The new V, and the V before it.
+        """
+        shape = streams.shape
+        now, then = (to_matrices(value).copy() for value in (streams, before))
+        inputs = (
+            now,
+            then,
+            to_matrices(resolvent),
+            _to_rows(controls.tempo),
+            *self._list_constants(controls, shape, power),
+        )
+        kernel = make_descent_kernel(shape[-2], shape[-1], self._pairs.key)
+        self._run(kernel, inputs, len(now))
+        return _to_streams(shape, now, then)
+
+    def _list_constants(
+        self, controls: StageControls, shape: torch.Size, power: float
+    ) -> tuple[Any, ...]:
+        return (
             np.float32(controls.length),
             np.float32(controls.largest_correction),
             np.float32(controls.smoothing),
             np.float32((power / shape[-2]) ** 0.5),
             *self._inputs,
         )
-        kernel = make_stage_kernel(shape[-2], shape[-1], self._pairs.key)
 
+    def _run(self, kernel: Callable[..., None], inputs: tuple[Any, ...], count: int) -> None:
         def run(first: int, last: int) -> None:
             kernel(first, last, *inputs, *self._pairs.scratch())
 
-        share_out(run, len(now))
-        new, old = (
-            torch.from_numpy(value.view(np.complex64)[..., 0]).view(shape) for value in (now, then)
-        )
-        return new, old, torch.from_numpy(heard).view(received.shape)
+        share_out(run, count)
+
+
+def _to_rows(value: Tensor) -> Floats:
+    found: Floats = value.reshape(-1, value.shape[-1]).contiguous().numpy()
+    return found
+
+
+def _to_streams(shape: torch.Size, now: Floats, then: Floats) -> tuple[Tensor, Tensor]:
+    new, old = (
+        torch.from_numpy(value.view(np.complex64)[..., 0]).view(shape) for value in (now, then)
+    )
+    return new, old
 
 
 @lru_cache(maxsize=64)

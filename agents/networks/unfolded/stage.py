@@ -84,8 +84,13 @@ def descend(
     Returns:
         The new V, and the V before it.
     """
+    tensors = (streams, resolvent, controls.tempo, controls.smoothing)
+    if isinstance(sensing, CoarseSensing) and _can_run_compiled(*tensors):
+        loop = compile_stage(sensing)
+        if loop is not None:
+            return loop.descend(streams, before, resolvent, controls, power)
     for eta, beta in controls.paces:
-        _, gradient = sensing.with_gradient(streams @ streams.mH, controls.smoothing)
+        gradient = sensing.gradient(streams @ streams.mH, controls.smoothing)
         moved = streams - eta[..., None, None] * (gradient @ streams)
         moved = moved + beta[..., None, None] * (streams - before)
         before, streams = streams, normalise_rows(resolvent @ moved, power)

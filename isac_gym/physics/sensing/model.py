@@ -136,7 +136,12 @@ class SensingModel:
         self._off_diagonal = 1.0 - torch.eye(len(grid), dtype=dtype, device=device)
         self._unitary = constant(realifying_unitary(num_antennas))
         self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
-        self._lags, self.lag_pattern = map(constant, _make_lag_maps(grid, num_antennas, spacing))
+        lags, lag_pattern = _make_lag_maps(grid, num_antennas, spacing)
+        self._lags, self.lag_pattern = constant(lags), constant(lag_pattern)
+        self._lag_products = constant(lag_pattern @ lag_pattern.mT)
+        # Of P(θ) and of d(θ) what the gradient of L_r1 takes.
+        desired_lags = desired @ lag_pattern.mT
+        self._desired_lags = constant(desired_lags if self.per_station else desired_lags[0])
         self._gram = constant(steering.mT @ steering.conj())
         self.pair_weight = 2.0 / (len(grid) * (len(grid) - 1))
         if cross_correlation == "target_sq":
@@ -153,8 +158,7 @@ class SensingModel:
         Returns:
             Real tensor (..., L), in W.
         """
-        flat = torch.view_as_real(covariance.resolve_conj()).flatten(-3)
-        return flat @ self._lags @ self.lag_pattern
+        return self._sum_lags(covariance) @ self.lag_pattern
 
     def beampattern_error(self, pattern: Tensor) -> Tensor:
         """Beampattern error L_r1, equation (7), from the pattern.
@@ -237,18 +241,42 @@ class SensingModel:
         correlation, by_correlation = self.correlation_with_gradient(covariance, smoothing)
         return error + correlation, by_error + by_correlation
 
+    def gradient(self, covariance: Tensor, smoothing: Tensor | float = 0.0) -> Tensor:
+        """G of :meth:`with_gradient` alone, in less time."""
+        if self.cross_correlation_form != "grid_abs":
+            return self._differentiate_by_tape(covariance)[1]
+        _, by_correlation = self.correlation_with_gradient(covariance, smoothing)
+        return self.error_gradient(covariance) + by_correlation
+
     def error_with_gradient(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """L_r1 and its gradient by R, as :meth:`with_gradient`."""
-        pattern = self.beampattern(covariance)
-        difference = pattern - self._scale_pattern(pattern)
+        return self.beampattern_error(self.beampattern(covariance)), self.error_gradient(covariance)
+
+    def error_gradient(self, covariance: Tensor) -> Tensor:
+        """The gradient of L_r1 by R, Hermitian (..., M, M), from the 2M-1 lag sums of R alone."""
+        lag_sums = self._sum_lags(covariance)
+        wanted = self._desired_lags
         # At the optimal scale the derivative by the scale vanishes.
-        slope = (2.0 / len(self.grid_deg)) * difference
-        return difference.square().mean(-1), self.by_pattern(slope)
+        if self.pattern_scale == "optimal":
+            scale = (wanted * lag_sums).sum(-1) / self.desired.sum(-1)
+            wanted = scale.clamp_min(0.0)[..., None] * wanted
+        else:
+            wanted = self.pattern_scale * wanted
+        return self._spread_lags(
+            (2.0 / len(self.grid_deg)) * (lag_sums @ self._lag_products - wanted)
+        )
 
     def by_pattern(self, slope: Tensor) -> Tensor:
         """The gradient by R, Hermitian (..., M, M), of what has the gradient (..., L) by P(θ)."""
-        flat = (slope @ self.lag_pattern.mT) @ self._lags.mT
-        matrix = flat.unflatten(-1, (self.num_antennas, self.num_antennas, 2))
+        return self._spread_lags(slope @ self.lag_pattern.mT)
+
+    def _sum_lags(self, covariance: Tensor) -> Tensor:
+        """Lag sums of R, real (..., 2M-1)."""
+        return torch.view_as_real(covariance.resolve_conj()).flatten(-3) @ self._lags
+
+    def _spread_lags(self, slope: Tensor) -> Tensor:
+        """The gradient by R of what has the gradient (..., 2M-1) by the lag sums."""
+        matrix = (slope @ self._lags.mT).unflatten(-1, (self.num_antennas, self.num_antennas, 2))
         return torch.view_as_complex(matrix.contiguous())
 
     def correlation_with_gradient(
