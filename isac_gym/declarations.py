@@ -14,11 +14,10 @@ from typing import Any, Final
 
 __all__ = ["Entry", "find_installed", "load_attribute", "read_declarations"]
 
-_CONTROLS: Final = ("power", "amplitude", "beamforming")
-
-
+_CONTROLS: Final = ("power", "amplitude", "beamforming", "structured")
 _RADARS: Final = ("learned", "fixed")
 _SCHEDULINGS: Final = ("all", "contention")
+_OBSERVATIONS: Final = ("channels",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Entry:
         controls: Control modes of a scenario that it is for.
         radars: Kinds of radar of a scenario that it is for.
         schedulings: Kinds of scheduling of a scenario that it is for.
+        observations: Kinds of observation of a scenario that it is for.
         least_cells: Stations that a scenario must have.
         learns: Whether it is trained before it is used.
         is_reference: Whether others are stated in percent of it.
@@ -48,6 +48,7 @@ class Entry:
     controls: tuple[str, ...] = _CONTROLS
     radars: tuple[str, ...] = _RADARS
     schedulings: tuple[str, ...] = _SCHEDULINGS
+    observations: tuple[str, ...] = _OBSERVATIONS
     least_cells: int = 1
     learns: bool = False
     is_reference: bool = False
@@ -70,7 +71,8 @@ class Entry:
         """Check that it is for a scenario.
 
         Raises:
-            ValueError: If it is for another control mode, radar, scheduling or number of stations.
+            ValueError: If it is for another control mode, radar, scheduling, kind of observation or
+                number of stations.
         """
         for field, value, allowed in self._list_needs(scenario):
             if value not in allowed:
@@ -84,7 +86,12 @@ class Entry:
 
     def _list_needs(self, scenario: Any) -> list[tuple[str, str, tuple[str, ...]]]:
         """Fields of a scenario, their values, and those that it is for."""
-        needs = {"control": self.controls, "radar": self.radars, "scheduling": self.schedulings}
+        needs = {
+            "control": self.controls,
+            "radar": self.radars,
+            "scheduling": self.schedulings,
+            "observation": self.observations,
+        }
         return [(field, getattr(scenario, field), allowed) for field, allowed in needs.items()]
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Control",
     "CrossCorrelation",
     "Layout",
+    "ObservationKind",
     "PowerLimit",
     "PrecoderDirections",
     "Radar",
@@ -27,7 +28,8 @@ __all__ = [
     "resolve_scenario",
 ]
 
-Control: TypeAlias = Literal["power", "amplitude", "beamforming"]
+Control: TypeAlias = Literal["power", "amplitude", "beamforming", "structured"]
+ObservationKind: TypeAlias = Literal["channels", "features"]
 PrecoderDirections: TypeAlias = Literal["mrt", "zf", "rzf"]
 Radar: TypeAlias = Literal["learned", "fixed"]
 PowerLimit: TypeAlias = Literal["project", "cost"]
@@ -78,8 +80,9 @@ class Scenario:
         pattern_scale: Scale alpha of the desired pattern: a positive number, or ``"optimal"`` for
             the value that minimises the beampattern error.
         control: What the communication part of an action means: ``"power"`` (K powers along
-            fixed directions), ``"amplitude"`` (real M_C x K weights) or ``"beamforming"``
-            (complex M_C x K weights).
+            fixed directions), ``"amplitude"`` (real M_C x K weights), ``"beamforming"``
+            (complex M_C x K weights), or ``"structured"`` (a few numbers a user in formulas that
+            the optimum obeys; see :mod:`isac_gym.physics.structure`).
         precoder_directions: Directions for ``control="power"``.
         radar: ``"learned"``: the action holds the radar streams; ``"fixed"``: the station uses
             the covariance with the smallest sensing loss.
@@ -88,6 +91,11 @@ class Scenario:
             transmits as asked and reports the excess as a cost.
         scheduling: ``"all"`` serves every user; ``"contention"`` makes the access variables part
             of the action, and only a block with exactly one active user succeeds.
+        observation: ``"channels"``: the channel matrix; ``"features"``: what rates depend on and
+            nothing else, log gains and the alignment of users' channels, which do not change with
+            the phases of channels (see :mod:`isac_gym.system.features`). It needs an action that
+            does not depend on phases either: ``control="structured"``, or ``control="power"`` with
+            ``radar="fixed"``.
         doppler: Normalised Doppler frequency (Doppler frequency times block duration) of the
             Gauss-Markov fading process; None makes the blocks independent.
         csi_error_variance: Variance of the error of the observed channel estimate, relative to
@@ -132,6 +140,7 @@ class Scenario:
     radar_streams: int | None = None
     power_limit: PowerLimit = "project"
     scheduling: Scheduling = "all"
+    observation: ObservationKind = "channels"
     doppler: float | None = None
     csi_error_variance: float = 0.0
     num_cells: int = 1
@@ -181,6 +190,7 @@ class Scenario:
             ("radar", Radar),
             ("power_limit", PowerLimit),
             ("scheduling", Scheduling),
+            ("observation", ObservationKind),
             ("layout", Layout),
         ):
             put(name, check_choice(name, getattr(self, name), alias))
@@ -216,6 +226,13 @@ class Scenario:
                 self.precoder_directions,
                 f"'mrt' or 'rzf' when num_users={self.num_users} exceeds "
                 f"num_comm_antennas={self.num_comm_antennas} (zero-forcing needs K <= M_C)",
+            )
+        if self.observation == "features" and not self.needs_no_phases:
+            raise not_allowed(
+                "observation",
+                self.observation,
+                "'channels' unless control is 'structured', or 'power' with radar='fixed' (other "
+                "actions depend on the phases of channels)",
             )
         put("target_angles_deg", self._check_targets())
         if self.is_geometric:
@@ -280,6 +297,11 @@ class Scenario:
     def is_time_correlated(self) -> bool:
         """Whether consecutive blocks of the default channel model depend on each other."""
         return self.doppler is not None
+
+    @property
+    def needs_no_phases(self) -> bool:
+        """Whether what an action means does not depend on the phases of channels."""
+        return self.control == "structured" or (self.control == "power" and self.radar == "fixed")
 
     @property
     def is_geometric(self) -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import reference
 
 from isac_gym import Scenario
+from isac_gym.solvers.beampattern import best_beampattern
 
 Complex = npt.NDArray[np.complex128]
 Real = npt.NDArray[np.float64]
@@ -50,6 +51,17 @@ def directions(scenario: Scenario, comm: Complex) -> Complex:
     return np.asarray(columns / np.linalg.norm(columns, axis=0))
 
 
+def turned(scenario: Scenario, radar: Complex, waveform: Complex, numbers: Real) -> Complex:
+    """V turned away from users whose f are the rows (K, M_R), for numbers (K,) of an action."""
+    system = np.eye(radar.shape[1], dtype=complex)
+    for row, number in zip(radar, numbers, strict=True):
+        weight = 10 ** (2 * number - 1) * len(row) / np.sum(np.abs(row) ** 2)
+        system += weight * np.outer(row.conj(), row)
+    moved = np.linalg.solve(system, waveform)
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    return np.asarray(moved / norms * np.sqrt(scenario.radar_power / radar.shape[1]))
+
+
 def decode(
     scenario: Scenario, action: npt.ArrayLike, estimates: Complex
 ) -> tuple[Complex, Complex | None, Real]:
@@ -60,6 +72,11 @@ def decode(
         scenario.num_radar_antennas,
     )
     streams = scenario.radar_streams or radar
+    best = None
+    if scenario.control == "structured":
+        # That it is the best is tested where it is found.
+        designs = scenario.list_beampattern_arguments()
+        best = [best_beampattern(**design).streams.numpy() for design in designs]
     numbers = np.asarray(action, np.float64).reshape(scenario.num_cells, -1)
     precoders, covariances, accesses = [], [], []
     for cell, entries in enumerate(numbers):
@@ -70,8 +87,12 @@ def decode(
             del rest[:count]
             return taken
 
-        powers = weights = None
-        if scenario.control == "power":
+        powers = weights = duals = None
+        if scenario.control == "structured":
+            shares = np.maximum((take(users) + 1) / 2, 1e-6)
+            duals = scenario.comm_power * shares / shares.sum()
+            powers = scenario.comm_power * (take(users) + 1) / 2
+        elif scenario.control == "power":
             powers = scenario.comm_power * (take(users) + 1) / 2
         elif scenario.control == "amplitude":
             weights = take(comm * users).reshape(comm, users) + 0j
@@ -79,7 +100,13 @@ def decode(
             weights = take(comm * users).reshape(comm, users) + 1j * take(comm * users).reshape(
                 comm, users
             )
-        if scenario.radar == "learned":
+        own = estimates[cell, cell]
+        if scenario.control == "structured":
+            waveform = best[cell]
+            if scenario.radar == "learned":
+                waveform = turned(scenario, own[:, :radar], waveform, take(users))
+            covariances.append(waveform @ waveform.conj().T)
+        elif scenario.radar == "learned":
             waveform = take(radar * streams).reshape(radar, streams) + 1j * take(
                 radar * streams
             ).reshape(radar, streams)
@@ -91,9 +118,19 @@ def decode(
         if scenario.scheduling == "contention":
             access = (take(users) > 0).astype(float)
         assert not rest
-        if powers is not None:
-            own = estimates[cell, cell, :, radar:]
-            matrix = directions(scenario, own) * np.sqrt(powers)
+        if duals is not None:
+            assert powers is not None
+            noise = scenario.noise_power + np.array(
+                [np.sum(np.abs(row[:radar] @ waveform) ** 2) for row in own]
+            )
+            system = np.eye(comm) + sum(
+                dual / sigma * np.outer(row[radar:].conj(), row[radar:])
+                for dual, sigma, row in zip(duals, noise, own, strict=True)
+            )
+            columns = np.linalg.solve(system, own[:, radar:].conj().T)
+            matrix = columns / np.linalg.norm(columns, axis=0) * np.sqrt(powers)
+        elif powers is not None:
+            matrix = directions(scenario, own[:, radar:]) * np.sqrt(powers)
         else:
             assert weights is not None
             matrix = np.sqrt(scenario.comm_power) * weights

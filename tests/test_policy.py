@@ -18,7 +18,7 @@ import isac_gym
 from isac_gym.policy import Policy, SystemPolicy, find_system
 from isac_gym.registry import AGENTS, make_agent
 
-CONTROLS = ("power", "amplitude", "beamforming")
+CONTROLS = ("power", "amplitude", "beamforming", "structured")
 REGISTERED = AGENTS.entries()
 
 

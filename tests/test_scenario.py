@@ -80,7 +80,7 @@ REJECTED: dict[str, list[tuple[Any, ...]]] = {
         (None, "'optimal' or a finite number > 0"),
         ("best", "'optimal' or a finite number > 0"),
     ],
-    "control": choice_rejections("power", "amplitude", "beamforming"),
+    "control": choice_rejections("power", "amplitude", "beamforming", "structured"),
     "precoder_directions": choice_rejections("mrt", "zf", "rzf"),
     "radar": choice_rejections("learned", "fixed"),
     "radar_streams": [
@@ -89,6 +89,15 @@ REJECTED: dict[str, list[tuple[Any, ...]]] = {
     ],
     "power_limit": choice_rejections("project", "cost"),
     "scheduling": choice_rejections("all", "contention"),
+    "observation": [
+        *choice_rejections("channels", "features"),
+        # The default control needs the phases of channels.
+        (
+            "features",
+            "'channels' unless control is 'structured', or 'power' with radar='fixed' (other "
+            "actions depend on the phases of channels)",
+        ),
+    ],
     "doppler": number_rejections("None or a number in [0, 0.5]", -0.01, 0.51),
     "csi_error_variance": [*number_rejections(NONNEGATIVE, -0.1), (None, NONNEGATIVE)],
     "num_cells": integer_rejections(1),
@@ -154,7 +163,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"shadowing_std_db": 0},
     {"episode_length": 1},
     *({"cross_correlation": form} for form in ("grid_abs", "grid_sq", "target_sq")),
-    *({"control": control} for control in ("power", "amplitude", "beamforming")),
+    {"observation": "features", "control": "structured"},
+    {"observation": "features", "control": "power", "radar": "fixed"},
+    *({"control": control} for control in ("power", "amplitude", "beamforming", "structured")),
     *({"precoder_directions": kind} for kind in ("mrt", "zf", "rzf")),
     {"radar": "fixed"},
     {"power_limit": "cost"},

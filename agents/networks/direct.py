@@ -91,7 +91,11 @@ def check_layers(options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> N
             raise ValueError(f"hidden_sizes {sizes} are not the file's")
 
 
-@register_network("direct", "fully connected, its outputs are the action, as in the paper")
+@register_network(
+    "direct",
+    "fully connected, its outputs are the action, as in the paper",
+    observations=("channels", "features"),
+)
 class DirectNetwork(Network):
     """The paper's network: its outputs, through tanh, are the action.
 

@@ -13,7 +13,7 @@ from isac_gym.agents.networks.direct import FullyConnected, check_layers, resolv
 from isac_gym.learning.conditions import Conditions
 from isac_gym.learning.network import Network
 from isac_gym.physics.precoding import rzf_directions
-from isac_gym.physics.waveform import normalise_rows
+from isac_gym.physics.waveform import turn_from_users
 from isac_gym.registry import register_network
 from isac_gym.system.downlink import ISACSystem
 
@@ -107,10 +107,7 @@ class ModelBasedNetwork(Network):
         if "avoidance" in settings:
             # Starts at w = 0.1, where the sensing loss is about the default threshold.
             weights = torch.exp(settings["avoidance"].clamp(-10.0, 10.0) + math.log(0.1))
-            gram = radar.mH @ (weights.unsqueeze(-1) * radar).to(radar.dtype)
-            identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            streams = torch.linalg.solve(gram + identity, best.expand(len(gram), -1, -1, -1))
-            streams = normalise_rows(streams, scenario.radar_power)
+            streams = turn_from_users(best, radar, weights, scenario.radar_power)
         # The root of a softmax, formed so that its gradient is finite where a power vanishes.
         amplitudes = scenario.comm_power**0.5 * torch.exp(0.5 * settings["power"].log_softmax(-1))
         access = None

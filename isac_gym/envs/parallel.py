@@ -19,6 +19,7 @@ from isac_gym.envs.single import ISACEnv
 from isac_gym.scenario import ScenarioLike, resolve_scenario
 from isac_gym.system.codec import check_action
 from isac_gym.system.constraints import Constraint
+from isac_gym.system.features import FeatureLayout
 from isac_gym.system.stations import Exchange, view_from_stations
 from isac_gym.validation import check_choice, check_integer
 
@@ -49,8 +50,9 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
     Observation of station j: ``float32``, the real parts and then the imaginary parts of its
     channels, (J, K, M) for [place, user, antenna] with ``local_csi="transmit"``, (K, M) with
     ``"own"``. Place 0 is the own cell, place p the cell of the station p further on, modulo J; so
-    the same policy serves all stations. The L·(J-1) bits that have arrived follow, L from each of
-    places 1 … J-1, each -1 or +1; 0 in the first block of an episode.
+    the same policy serves all stations. With ``observation="features"`` it is the features of the
+    same channels (:mod:`isac_gym.system.features`). The L·(J-1) bits that have arrived follow, L
+    from each of places 1 … J-1, each -1 or +1; 0 in the first block of an episode.
 
     Action of station j: ``Box(-1, 1)``, its part of the action of ``ISAC-MISO-v0``, then L·(J-1)
     entries for the stations at places 1 … J-1: the bit is +1 where an entry is > 0, otherwise -1.
@@ -150,6 +152,8 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
         cells, scenario = self.scenario.num_cells, self.scenario
         places = cells if self.local_csi == "transmit" else 1
         numbers = 2 * places * scenario.num_users * scenario.num_antennas
+        if scenario.observation == "features":
+            numbers = FeatureLayout.of(scenario, places).size
         # Channels are unbounded; see isac_gym.envs.single.make_spaces.
         limit = np.full(numbers, np.finfo(np.float32).max, np.float32)
         bits = np.ones(self.message_bits * (cells - 1), np.float32)
@@ -281,8 +285,9 @@ class ISACParallelEnv(ParallelEnv[str, Observation, Observation]):  # type: igno
         estimates = torch.from_numpy(self.central.simulation.estimates[0])
         views = view_from_stations(estimates).numpy()
         if self.local_csi == "own":
-            views = views[:, 0]
-        rows = np.concatenate([self.system.codec.observation(views), self._arrived], axis=1)
+            views = views[:, :1]
+        seen = self.system.codec.describe_views(views[None])[0]
+        rows = np.concatenate([seen, self._arrived], axis=1)
         return {agent: row.copy() for agent, row in zip(self.possible_agents, rows, strict=True)}
 
     def _split_info(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -107,7 +107,8 @@ def list_network_options(architecture: str | None = None) -> dict[str, Any]:
 def name_architecture(wanted: str, scenario: Scenario) -> str:
     """The architecture in use: the wanted one, or ``"direct"`` where it has no formulas."""
     entry = NETWORKS.find(wanted)
-    return wanted if scenario.control in entry.controls else _FALLBACK
+    has_formulas = scenario.control in entry.controls and scenario.observation in entry.observations
+    return wanted if has_formulas else _FALLBACK
 
 
 def make_network(

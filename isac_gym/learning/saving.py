@@ -29,7 +29,7 @@ __all__ = ["check_sizes", "load_agent_of", "save_agent"]
 _Agent = TypeVar("_Agent", bound="LearningAgent")
 
 # What the numbers of observations and actions mean; an agent can meet another SNR or limit.
-_KINDS: Final = ("control", "radar", "scheduling")
+_KINDS: Final = ("control", "radar", "scheduling", "observation")
 _DIMENSIONS: Final = (
     "num_users",
     "num_comm_antennas",

@@ -15,9 +15,17 @@ import torch
 from torch import Tensor
 
 from isac_gym.channels.base import Complex, Deployment, convert_to_array
+from isac_gym.physics.links import radar_interference
 from isac_gym.physics.precoding import precoder_directions
+from isac_gym.physics.structure import (
+    find_duals,
+    find_structured_directions,
+    find_structured_streams,
+)
 from isac_gym.physics.waveform import normalise_rows
 from isac_gym.scenario import Scenario
+from isac_gym.system.features import Features
+from isac_gym.system.stations import view_from_stations
 
 __all__ = ["Codec", "Transmission", "check_action"]
 
@@ -80,7 +88,8 @@ class Codec:
         scenario: The scenario.
         dtype: Real dtype of what :meth:`decode` returns.
         device: Device of what :meth:`decode` returns.
-        fixed_streams: V of every station, complex (J, M_R, r); needed for ``radar="fixed"``.
+        best_streams: V of every station's best beampattern, complex (J, M_R, r); needed for
+            ``radar="fixed"``, ``control="structured"`` and ``observation="features"``.
     """
 
     def __init__(
@@ -89,13 +98,16 @@ class Codec:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        fixed_streams: Tensor | None = None,
+        best_streams: Tensor | None = None,
     ) -> None:
         self.scenario = scenario
         self.deployment = Deployment.of(scenario)
         self.dtype = dtype
         self.device = torch.device(device)
-        self._fixed_streams = fixed_streams
+        self._best_streams = best_streams
+        self._features: Features | None = None
+        if scenario.observation == "features":
+            self._features = Features(scenario, self._require_best_streams())
         # Held as tensors: an operation with a Python number takes twice as long.
         self._budget = torch.tensor(scenario.comm_power, dtype=dtype, device=device)
         self._amplitude = torch.tensor(scenario.comm_power**0.5, dtype=dtype, device=device)
@@ -104,12 +116,12 @@ class Codec:
             "power": users,
             "amplitude": comm * users,
             "beamforming": 2 * comm * users,
+            "structured": 2 * users,
         }[scenario.control]
-        self.radar_size = (
-            2 * scenario.num_radar_antennas * scenario.num_radar_streams
-            if scenario.radar == "learned"
-            else 0
-        )
+        self.radar_size = 0
+        if scenario.radar == "learned":
+            entries = 2 * scenario.num_radar_antennas * scenario.num_radar_streams
+            self.radar_size = users if scenario.control == "structured" else entries
         self.access_size = users if scenario.scheduling == "contention" else 0
         self.station_size = self.comm_size + self.radar_size + self.access_size
 
@@ -120,20 +132,43 @@ class Codec:
 
     @property
     def observation_size(self) -> int:
-        """Numbers in an observation: 2·J·J·K·M."""
+        """Numbers in an observation: 2·J·J·K·M, or J·F features."""
+        if self._features is not None:
+            return self.scenario.num_cells * self._features.layout.size
         return 2 * math.prod(self.deployment.shape)
 
     def observation(self, channels: Complex) -> npt.NDArray[np.float32]:
-        """Observations [Re H, Im H] of a batch.
+        """Observations of a batch: [Re H, Im H], or the features of station after station.
 
         Args:
             channels: H as observed, complex64 (n, J, J, K, M).
 
         Returns:
-            float32 array (n, 2·J·J·K·M).
+            float32 array (n, N).
         """
+        if self._features is not None:
+            views = view_from_stations(torch.from_numpy(channels))
+            return self.describe_views(views.numpy()).reshape(len(channels), -1)
         flat = channels.reshape(len(channels), -1)
         return np.concatenate([flat.real, flat.imag], axis=1)
+
+    def describe_views(self, views: Complex) -> npt.NDArray[np.float32]:
+        """What every station observes of its own channels: [Re H, Im H], or features.
+
+        Args:
+            views: Channels from every station to users, its own cell first, complex64
+                (n, J, P, K, M).
+
+        Returns:
+            float32 array (n, J, N/J) for all places P = J.
+        """
+        if self._features is None:
+            flat = views.reshape(*views.shape[:2], -1)
+            return np.concatenate([flat.real, flat.imag], axis=-1)
+        with torch.inference_mode():
+            given = torch.from_numpy(views).to(self.device, self.dtype.to_complex())
+            found: npt.NDArray[np.float32] = self._features.describe(given).float().cpu().numpy()
+        return found
 
     def channels(self, observation: Tensor) -> Tensor:
         """Channels of a batch of observations.
@@ -145,8 +180,14 @@ class Codec:
             Complex tensor (..., J, J, K, M), on the codec's device and in its dtype.
 
         Raises:
-            ValueError: If the last dimension is not that of an observation.
+            ValueError: If the last dimension is not that of an observation, or observations are
+                features, of which channels cannot be had.
         """
+        if self._features is not None:
+            raise ValueError(
+                "observation must be 'channels' for what works on channels, got "
+                f"{self.scenario.observation!r}"
+            )
         if observation.shape[-1:] != (self.observation_size,):
             raise ValueError(
                 f"observation must have shape (..., {self.observation_size}), "
@@ -176,16 +217,42 @@ class Codec:
         if scenario.scheduling == "contention":
             # The value is the hard decision; the gradient passes straight through it.
             active = (access > 0).to(access.dtype) + 0.5 * (access - access.detach())
+        if scenario.control == "structured":
+            return self._decode_structured(comm, radar, estimates, active)
         if scenario.control == "power":
-            precoders, power = self._powered(comm, estimates, active)
+            precoders, power = self._powered(comm, self.directions(estimates), active)
         else:
             precoders, power = self._weighted(comm, active)
         return Transmission(precoders, self._decode_streams(radar), power, active)
 
+    def _decode_structured(
+        self, comm: Tensor, radar: Tensor, estimates: Tensor, active: Tensor | None
+    ) -> Transmission:
+        """What three numbers a user mean: dual powers and powers, and weights for the radar."""
+        scenario = self.scenario
+        echo, own = self.split_own_channels(estimates.to(self.device, self.dtype.to_complex()))
+        best = self._require_best_streams()
+        streams = best.expand(*radar.shape[:-2], -1, -1, -1)
+        if scenario.radar == "learned":
+            streams = find_structured_streams(best, echo, radar, scenario.radar_power)
+        duals, powers = comm.tensor_split(2, -1)
+        noise = scenario.noise_power + radar_interference(echo, streams)
+        directions = find_structured_directions(own, find_duals(duals, scenario.comm_power), noise)
+        precoders, power = self._powered(powers, directions, active)
+        return Transmission(precoders, streams, power, active)
+
+    def _require_best_streams(self) -> Tensor:
+        if self._best_streams is None:
+            raise ValueError(
+                "best_streams must be given for radar='fixed', control='structured' and "
+                "observation='features', got None"
+            )
+        return self._best_streams
+
     def _powered(
-        self, comm: Tensor, estimates: Tensor, active: Tensor | None
+        self, comm: Tensor, directions: Tensor, active: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """F (..., J, M_C, K) and its power (..., J) from powers along fixed directions."""
+        """F (..., J, M_C, K) and its power (..., J) from powers along given directions."""
         budget = self.scenario.comm_power
         powers = 0.5 * budget * (comm + 1.0)
         if active is not None:
@@ -197,7 +264,7 @@ class Codec:
         positive = powers > 0
         # sqrt has no gradient at 0, where a saturated policy ends up.
         amplitudes = torch.where(positive, torch.where(positive, powers, 1.0).sqrt(), 0.0)
-        return self.directions(estimates) * amplitudes.unsqueeze(-2), total
+        return directions * amplitudes.unsqueeze(-2), total
 
     def _weighted(self, comm: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """F (..., J, M_C, K) and its power (..., J) from weights."""
@@ -261,9 +328,7 @@ class Codec:
     def _decode_streams(self, radar: Tensor) -> Tensor:
         scenario = self.scenario
         if scenario.radar == "fixed":
-            if self._fixed_streams is None:
-                raise ValueError("fixed_streams must be given for radar='fixed', got None")
-            return self._fixed_streams.expand(*radar.shape[:-2], -1, -1, -1)
+            return self._require_best_streams().expand(*radar.shape[:-2], -1, -1, -1)
         parts = radar.reshape(
             *radar.shape[:-1], 2, scenario.num_radar_antennas, scenario.num_radar_streams
         )
@@ -276,6 +341,7 @@ class Codec:
         powers: Tensor | None = None,
         streams: Tensor | None = None,
         access: Tensor | None = None,
+        settings: Tensor | None = None,
         check: bool = True,
     ) -> Tensor:
         """The action that transmits the given matrices; the inverse of :meth:`decode`.
@@ -287,6 +353,10 @@ class Codec:
             streams: V, complex (..., J, M_R, c) with c <= r, in √W; needed if the radar is
                 learned. Its rows are normalised by the environment in any case.
             access: τ, shape (..., J, K); needed if users contend.
+            settings: Numbers of structured control within [-1, 1], shape (..., J, 3, K), or
+                (..., J, 2, K) with the fixed radar; for ``control="structured"`` instead of all but
+                ``access``. A precoder and a waveform have no such numbers unless they were made of
+                them.
             check: Whether to check that powers and precoders can be expressed. A network that
                 respects the budget by construction can do without; what exceeds it is clamped.
 
@@ -298,7 +368,11 @@ class Codec:
         """
         scenario = self.scenario
         budget = scenario.comm_power
-        if scenario.control == "power":
+        if scenario.control == "structured":
+            if settings is None:
+                raise ValueError("settings must be given for control='structured', got None")
+            parts = [_clamp_to_box("settings", settings.flatten(-2), check)]
+        elif scenario.control == "power":
             if powers is None:
                 raise ValueError("powers must be given for control='power', got None")
             parts = [_clamp_to_box("powers", 2.0 * powers / budget - 1.0, check)]
@@ -313,7 +387,7 @@ class Codec:
                 parts.append(_clamp_to_box("precoders", weights.imag.flatten(-2), check))
             elif weights.imag.abs().max() > 1e-6:
                 raise ValueError("precoders must be real for control='amplitude', got complex ones")
-        if scenario.radar == "learned":
+        if scenario.radar == "learned" and scenario.control != "structured":
             if streams is None:
                 raise ValueError("streams must be given for radar='learned', got None")
             parts.append(self.encoded_streams(streams))

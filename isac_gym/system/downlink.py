@@ -92,7 +92,9 @@ class ISACSystem:
         self.device = torch.device(device)
         self.dtype = dtype
         self.sensing = make_sensing_model(scenario, dtype=dtype, device=device)
-        fixed = self.best_streams() if scenario.radar == "fixed" else None
+        is_fixed, kinds = scenario.radar == "fixed", (scenario.control, scenario.observation)
+        needs_best = is_fixed or "structured" in kinds or "features" in kinds
+        best = self.best_streams() if needs_best else None
         # Held as tensors: an operation with a Python number takes twice as long.
         self._noise = torch.tensor(scenario.noise_power, dtype=dtype, device=device)
         self._minus_one = torch.tensor(-1.0, dtype=dtype, device=device)
@@ -100,8 +102,10 @@ class ISACSystem:
             name: torch.tensor(limit, dtype=dtype, device=device)
             for name, limit in self.limits.items()
         }
-        self.codec = Codec(scenario, dtype=dtype, device=device, fixed_streams=fixed)
-        self._fixed_sensing = None if fixed is None else self.sensing(fixed @ fixed.mH)
+        self.codec = Codec(scenario, dtype=dtype, device=device, best_streams=best)
+        self._fixed_sensing = None
+        if is_fixed and best is not None:
+            self._fixed_sensing = self.sensing(best @ best.mH)
 
     def best_streams(self) -> Tensor:
         """V of the covariance with the smallest sensing loss, for every station.

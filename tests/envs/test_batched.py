@@ -19,7 +19,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from isac_gym import ISACEnv, ISACVectorEnv, RicianChannel, Scenario
 from isac_gym.channels.process import ChannelProcess
 
-CONTROLS = ("power", "amplitude", "beamforming")
+CONTROLS = ("power", "amplitude", "beamforming", "structured")
 
 
 def make_vec(num_envs: int, **settings: Any) -> ISACVectorEnv:

@@ -23,7 +23,7 @@ from gymnasium.utils.env_checker import check_env
 import isac_gym
 from isac_gym import ISACEnv, RicianChannel, Scenario
 
-CONTROLS = ("power", "amplitude", "beamforming")
+CONTROLS = ("power", "amplitude", "beamforming", "structured")
 RADARS = ("learned", "fixed")
 LIMITS = ("project", "cost")
 SCHEDULINGS = ("all", "contention")

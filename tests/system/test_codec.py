@@ -289,7 +289,7 @@ def test_amplitude_cannot_express_complex_precoders() -> None:
 def test_fixed_radar_needs_its_streams() -> None:
     scenario = scenario_of("power", "fixed", "all", "project")
     codec = Codec(scenario, dtype=torch.float64)
-    with pytest.raises(ValueError, match="fixed_streams"):
+    with pytest.raises(ValueError, match="best_streams"):
         codec.decode(torch.zeros(BATCH, 3), channels_of(scenario))
 
 

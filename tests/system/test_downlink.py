@@ -18,7 +18,7 @@ from isac_gym.channels.process import ChannelProcess
 from isac_gym.system.downlink import ISACSystem, Outcome
 from isac_gym.system.stations import isolate_station
 
-CONTROLS = ("power", "amplitude", "beamforming")
+CONTROLS = ("power", "amplitude", "beamforming", "structured")
 MODES = list(
     itertools.product(CONTROLS, ("learned", "fixed"), ("all", "contention"), ("project", "cost"))
 )
