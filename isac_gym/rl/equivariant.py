@@ -1,0 +1,230 @@
+"""A policy of stable-baselines3 to which the order and the number of users make no difference.
+
+It reads the features of :mod:`isac_gym.system.features` and sets the same few numbers for every
+user. If the users are numbered otherwise, its action is the same in that order, and its weights fit
+any number of users and of stations. That is a symmetry of the problem, which a fully connected
+network has to learn from K! times as many channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from isac_gym.scenario import Scenario
+from isac_gym.system.downlink import find_system
+from isac_gym.system.features import FeatureLayout
+from isac_gym.validation import check_integer, not_allowed
+
+try:
+    from stable_baselines3.common.distributions import Distribution
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.type_aliases import Schedule
+except ImportError as error:
+    raise ImportError(
+        "the policies of isac_gym.rl need stable-baselines3: pip install 'isac-gym[rl]'"
+    ) from error
+
+__all__ = ["UserExtractor", "UserPolicy", "make_policy_kwargs"]
+
+_USUAL_SUM: Final = 5.0
+"""What sums over users are divided by, so that inputs are of order 1."""
+
+
+def make_policy_kwargs(env: Any, width: int = 64, rounds: int = 2) -> dict[str, Any]:
+    """Arguments ``policy_kwargs`` with which the policies here, or others, read the features.
+
+    Args:
+        env: Environment with ``observation="features"``, single, batched or wrapped.
+        width: Length of what is known of a user.
+        rounds: Rounds in which users are told of each other.
+
+    Returns:
+        ``features_extractor_class`` and ``features_extractor_kwargs``.
+
+    Raises:
+        TypeError: If ``env`` is no ISAC environment.
+        ValueError: If its observations are no features, or a number is not allowed.
+    """
+    scenario = find_system(env).scenario
+    if scenario.observation != "features":
+        raise not_allowed("observation", scenario.observation, "'features' for these policies")
+    return {
+        "features_extractor_class": UserExtractor,
+        "features_extractor_kwargs": {
+            "scenario": scenario.to_dict(),
+            "width": check_integer("width", width, 1),
+            "rounds": check_integer("rounds", rounds, 1),
+        },
+    }
+
+
+class UserExtractor(BaseFeaturesExtractor):
+    """What is known of every own user, from the features of a scenario.
+
+    Every user begins with its own features. In a round an own user hears of every user what a small
+    network makes of the pair's features and of what is known of that user; the sum and the largest
+    of it change what is known of the own user.
+
+    Args:
+        observation_space: That of an environment with ``observation="features"``.
+        scenario: Its scenario, as plain JSON types; it says how the features are laid out.
+        width: Length w of what is known of a user.
+        rounds: Rounds.
+
+    Returns of a call: Tensor (n, J·K·w), station after station and user after user.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        scenario: dict[str, Any],
+        width: int = 64,
+        rounds: int = 2,
+    ) -> None:
+        found = Scenario.from_dict(scenario)
+        users = found.num_cells * found.num_users
+        super().__init__(observation_space, users * width)
+        self.layout = FeatureLayout.of(found)
+        self.cells, self.width = found.num_cells, width
+        of_user, of_pair = len(self.layout.user_names), len(self.layout.pair_names)
+        self.enter = nn.Linear(of_user + 1, width)
+        self.tell = nn.ModuleList(
+            nn.Sequential(nn.Linear(width + of_pair, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(rounds)
+        )
+        self.think = nn.ModuleList(
+            nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(rounds)
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """What is known of own users, (n, J·K·w)."""
+        layout = self.layout
+        users, pairs = layout.split(observations.unflatten(-1, (self.cells, layout.size)))
+        is_own = torch.zeros(layout.all_users, 1, device=users.device, dtype=users.dtype)
+        is_own[: layout.own_users] = 1.0
+        whole = torch.cat([users, is_own.expand(*users.shape[:-1], 1)], -1)
+        states = nn.functional.silu(self.enter(whole))
+        for tell, think in zip(self.tell, self.think, strict=True):
+            own, others = states.split(
+                [layout.own_users, layout.all_users - layout.own_users], dim=-2
+            )
+            about = states.unsqueeze(-3).expand(*pairs.shape[:-1], self.width)
+            said = tell(torch.cat([about, pairs], -1))
+            heard = torch.cat([said.sum(-2) / _USUAL_SUM, said.amax(-2)], -1)
+            own = own + think(torch.cat([own, heard], -1))
+            states = torch.cat([own, others], -2)
+        return states[..., : layout.own_users, :].flatten(1)
+
+
+class _UserHeads(nn.Module):
+    """The part of a policy between extractor and outputs, for every user by itself."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.width = width
+        self.latent_dim_pi = self.latent_dim_vf = hidden
+        self.actor = nn.Sequential(nn.Linear(width, hidden), nn.SiLU())
+        self.critic = nn.Sequential(nn.Linear(width, hidden), nn.SiLU())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: Tensor) -> Tensor:
+        latent: Tensor = self.actor(features.unflatten(-1, (-1, self.width)))
+        return latent
+
+    def forward_critic(self, features: Tensor) -> Tensor:
+        latent: Tensor = self.critic(features.unflatten(-1, (-1, self.width)))
+        return latent
+
+
+class _UserActions(nn.Module):
+    """Numbers of every user in the order of an action: station after station, kind after kind."""
+
+    def __init__(self, hidden: int, kinds: int, cells: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, kinds)
+        self.cells = cells
+
+    def forward(self, latent: Tensor) -> Tensor:
+        numbers = self.linear(latent).unflatten(1, (self.cells, -1))
+        return numbers.mT.flatten(1)  # type: ignore[no-any-return]
+
+
+class _NetworkValue(nn.Module):
+    """One value of all users: the sum of what each contributes."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden, 1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.linear(latent).sum(-2)  # type: ignore[no-any-return]
+
+
+class UserPolicy(ActorCriticPolicy):
+    """A policy of PPO or A2C that is the same for every user.
+
+    Its Gaussian has a deviation for each kind of number, the same for all users. The features
+    extractor must be :class:`UserExtractor`; :func:`make_policy_kwargs` gives its arguments.
+
+    Args:
+        observation_space: That of an environment with ``observation="features"``.
+        action_space: That of the same environment.
+        lr_schedule: Learning rate by the remaining share of the training.
+        **kwargs: As of stable-baselines3's ``ActorCriticPolicy``.
+
+    Raises:
+        ValueError: If the extractor is another, or actions are not the same numbers for every user.
+    """
+
+    log_std: nn.Parameter
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        extractor = self.features_extractor
+        if not isinstance(extractor, UserExtractor):
+            raise not_allowed(
+                "features_extractor_class",
+                type(extractor).__name__,
+                "UserExtractor, as make_policy_kwargs(env) gives it",
+            )
+        users = extractor.cells * extractor.layout.own_users
+        numbers = int(self.action_space.shape[0])  # type: ignore[index]
+        if numbers % users:
+            raise not_allowed(
+                "action_space", self.action_space, f"some numbers for each of {users} users"
+            )
+        kinds = numbers // users
+        self._repeats = extractor.layout.own_users
+        self._cells = extractor.cells
+        self.mlp_extractor = _UserHeads(extractor.width, extractor.width)
+        self.action_net = _UserActions(extractor.width, kinds, extractor.cells)
+        self.value_net = _NetworkValue(extractor.width)
+        self.log_std = nn.Parameter(torch.full((kinds,), float(self.log_std_init)))
+        with torch.no_grad():
+            # So that it begins in the middle of the box, whatever it sees.
+            self.action_net.linear.weight *= 0.01
+            self.action_net.linear.bias.zero_()
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+        mean = self.action_net(latent_pi)
+        deviation = self.log_std.repeat_interleave(self._repeats).repeat(self._cells)
+        return self.action_dist.proba_distribution(mean, deviation)
