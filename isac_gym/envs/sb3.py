@@ -186,19 +186,21 @@ class SB3VecEnv(VecEnv):
         indices = np.flatnonzero(ended)
         lasts: list[Any] = []
         if len(indices) and self._mode is AutoresetMode.SAME_STEP:
-            lasts = [info["final_obs"][index] for index in indices]
+            lasts = [_take(info["final_obs"], index) for index in indices]
             entries = self._split_off_resets(entries, info.get("final_info", {}), ended)
         elif len(indices):
             lasts = [_take(observations, index) for index in indices]
             observations = self._restart(observations, ended)
         self.step_info = _show_entries(entries)
         infos = self._list_infos(entries)
-        rows = _list_rows(entries, indices)
-        for index, row, last in zip(indices, rows, lasts, strict=True):
-            row["terminal_observation"] = _copy_observations(self.observation_space, last)
+        if self._info_names is not None:
+            for index, row in zip(indices, _list_rows(entries, indices), strict=True):
+                infos[index] = row
+        for index, last in zip(indices, lasts, strict=True):
+            last = _copy_observations(self.observation_space, last)
+            infos[index]["terminal_observation"] = last
             if self._bootstraps:
-                row["TimeLimit.truncated"] = bool(not terminated[index])
-            infos[index].update(row)
+                infos[index]["TimeLimit.truncated"] = bool(not terminated[index])
         return observations, np.array(rewards, np.float32), ended, infos
 
     def _list_infos(self, entries: _Entries) -> list[dict[str, Any]]:
