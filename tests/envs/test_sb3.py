@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from direct_model import SMALL
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 pytest.importorskip("stable_baselines3")
 
@@ -93,6 +94,19 @@ class Stopwatch(gym.Env[Any, Any]):
             info["only_last"] = "end"
         terminated, truncated = ended and self.turn % 3 != 1, ended and self.turn % 3 != 0
         return self.observe(), float(now), bool(terminated), bool(truncated), info
+
+
+class Reuse(gym.vector.VectorWrapper):  # type: ignore[type-arg]
+    """Reports the time in one array for all steps, one row an environment."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.time = np.zeros((self.num_envs, 2))
+
+    def step(self, actions: Any) -> Any:
+        self.time += 1
+        *result, info = self.env.step(actions)
+        return *result, {**info, "time": self.time}
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -221,17 +235,37 @@ class TestInfos:
                 assert info["episode_cost"]["c"] == pytest.approx(costs[index], rel=1e-5)
                 assert info["episode_cost"]["l"] == LENGTH
 
+    def test_statistics_of_episodes_that_end_apart(self) -> None:
+        """Entries in a dictionary belong to those to whom the dictionary does."""
+        env = SB3VecEnv(RecordEpisodeStatistics(make_poles(4)))
+        env.seed(0)
+        env.reset()
+        lengths, partly = np.zeros(4), 0
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            _, _, dones, infos = env.step(rng.integers(0, 2, 4) | (np.arange(4) == 0))
+            lengths += 1
+            partly += 0 < dones.sum() < 4
+            if 0 < dones.sum() < 4:
+                np.testing.assert_array_equal(env.step_info["_episode"], dones)
+                np.testing.assert_array_equal(env.step_info["episode"]["_l"], dones)
+            for index in np.flatnonzero(dones):
+                assert infos[index]["episode"]["l"] == lengths[index]
+            lengths[dones] = 0
+        assert partly > 3
+
     def test_kept_results_stay(self) -> None:
         """Nothing that was handed out is written to by later steps."""
-        env = SB3VecEnv(make_poles(2, copy=False), info_names=None)
+        env = SB3VecEnv(Reuse(make_poles(2, copy=False)), info_names=None)
         env.seed(0)
         kept = [env.reset()]
         copies = [kept[0].copy()]
         for _ in range(15):
             observations, rewards, dones, infos = env.step(np.ones(2, np.int64))
             ends = [info["terminal_observation"] for info in infos if set(info) >= OF_AN_END]
-            kept += [observations, rewards, dones, *ends]
-            copies += [value.copy() for value in (observations, rewards, dones, *ends)]
+            times = [env.step_info["time"], *(info["time"] for info in infos)]
+            kept += [observations, rewards, dones, *ends, *times]
+            copies += [v.copy() for v in (observations, rewards, dones, *ends, *times)]
         for value, copy in zip(kept, copies, strict=True):
             np.testing.assert_array_equal(value, copy)
 
@@ -262,6 +296,15 @@ class TestCartPole:
                     assert infos[index] == {}
                 np.testing.assert_array_equal(observations[index], row)
         assert seen == {True, False}
+
+    def test_a_vector_that_knows_only_all(self) -> None:
+        env = SB3VecEnv(gym.make_vec("CartPole-v1", 3, vectorization_mode="vector_entry_point"))
+        assert env.get_attr("observation_space", [0, 2]) == [env.observation_space] * 2
+        env.set_attr("gravity", 5.0)
+        assert env.get_attr("gravity") == [5.0] * 3
+        with pytest.raises(ValueError, match="indices must be None with CartPoleVectorEnv"):
+            env.set_attr("gravity", 5.0, indices=0)
+        assert env.env_is_wrapped(Monitor) == [False] * 3
 
     def test_a_vector_that_cannot_restart_some(self) -> None:
         """Gymnasium's own batch of poles restarts all, whatever the mask."""
@@ -526,6 +569,7 @@ class TestMembers:
         env = SB3VecEnv(make(2, render_mode="rgb_array"))
         env.reset()
         assert env.render_mode == "rgb_array"
+        assert env.metadata["render_fps"] == 4
         images = env.get_images()
         assert len(images) == 2
         assert images[0] is not None
