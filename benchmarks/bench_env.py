@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,40 @@ def bench_loop_of_environments(benchmark: Any) -> None:
     envs.reset(seed=0)
     envs.action_space.seed(0)
     actions = envs.action_space.sample()
+    benchmark.pedantic(envs.step, (actions,), rounds=30, warmup_rounds=2)
+    _state_rate(benchmark, 64)
+
+
+@pytest.mark.parametrize("info_names", [(), None], ids=["arrays", "dictionaries"])
+def bench_stable_baselines3(benchmark: Any, info_names: Any) -> None:
+    """The batched environment for Stable-Baselines3, beside ``bench_batched[1024]`` (extra ``rl``).
+
+    With ``None`` every environment gets a dictionary of all entries in every step.
+    """
+    sb3 = pytest.importorskip("isac_gym.envs.sb3", exc_type=ImportError)
+    envs = sb3.make_sb3_env(1024, seed=0, info_names=info_names)
+    envs.reset()
+    envs.envs.action_space.seed(0)
+    actions = envs.envs.action_space.sample()
+    # Whole episodes, so that the steps in which they end count as often as they occur.
+    length = envs.get_attr("scenario", 0)[0].episode_length
+
+    def step_an_episode() -> None:
+        for _ in range(length):
+            envs.step(actions)
+
+    benchmark.pedantic(step_an_episode, rounds=5, warmup_rounds=1)
+    _state_rate(benchmark, 1024 * length)
+
+
+def bench_stable_baselines3_loop(benchmark: Any) -> None:
+    """Sixty-four single environments in Stable-Baselines3's own DummyVecEnv, for comparison."""
+    vec_env = pytest.importorskip("stable_baselines3.common.vec_env")
+    envs = vec_env.DummyVecEnv([lambda: gym.make("ISAC-MISO-v0")] * 64)
+    envs.seed(0)
+    envs.reset()
+    envs.action_space.seed(0)
+    actions = np.stack([envs.action_space.sample() for _ in range(64)])
     benchmark.pedantic(envs.step, (actions,), rounds=30, warmup_rounds=2)
     _state_rate(benchmark, 64)
 
