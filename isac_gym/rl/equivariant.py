@@ -66,9 +66,9 @@ def make_policy_kwargs(env: Any, width: int = 64, rounds: int = 2) -> dict[str, 
 class UserExtractor(BaseFeaturesExtractor):
     """What is known of every own user, from the features of a scenario.
 
-    Every user begins with its own features. In a round an own user hears of every user what a small
-    network makes of the pair's features and of what is known of that user; the sum and the largest
-    of it change what is known of the own user.
+    Every user begins with its own features. In a round an own user hears of every user what a layer
+    makes of the pair's features and of what is known of that user; the sum and the largest of it
+    change what is known of the own user.
 
     Args:
         observation_space: That of an environment with ``observation="features"``.
@@ -93,10 +93,9 @@ class UserExtractor(BaseFeaturesExtractor):
         self.cells, self.width = found.num_cells, width
         of_user, of_pair = len(self.layout.user_names), len(self.layout.pair_names)
         self.enter = nn.Linear(of_user + 1, width)
-        self.tell = nn.ModuleList(
-            nn.Sequential(nn.Linear(width + of_pair, width), nn.SiLU(), nn.Linear(width, width))
-            for _ in range(rounds)
-        )
+        # The first layer of what is said, in two parts: of a user, and of a pair.
+        self.tell_user = nn.ModuleList(nn.Linear(width, width) for _ in range(rounds))
+        self.tell_pair = nn.ModuleList(nn.Linear(of_pair, width, bias=False) for _ in range(rounds))
         self.think = nn.ModuleList(
             nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width))
             for _ in range(rounds)
@@ -110,12 +109,10 @@ class UserExtractor(BaseFeaturesExtractor):
         is_own[: layout.own_users] = 1.0
         whole = torch.cat([users, is_own.expand(*users.shape[:-1], 1)], -1)
         states = nn.functional.silu(self.enter(whole))
-        for tell, think in zip(self.tell, self.think, strict=True):
-            own, others = states.split(
-                [layout.own_users, layout.all_users - layout.own_users], dim=-2
-            )
-            about = states.unsqueeze(-3).expand(*pairs.shape[:-1], self.width)
-            said = tell(torch.cat([about, pairs], -1))
+        sizes = [layout.own_users, layout.all_users - layout.own_users]
+        for user, pair, think in zip(self.tell_user, self.tell_pair, self.think, strict=True):
+            own, others = states.split(sizes, dim=-2)
+            said = nn.functional.silu(user(states).unsqueeze(-3) + pair(pairs))
             heard = torch.cat([said.sum(-2) / _USUAL_SUM, said.amax(-2)], -1)
             own = own + think(torch.cat([own, heard], -1))
             states = torch.cat([own, others], -2)
