@@ -102,3 +102,66 @@ class Bandit(SimpleVecEnv):
             for info, reached in zip(infos, last, strict=True):
                 info |= {"TimeLimit.truncated": True, "terminal_observation": reached}
         return new, rewards.astype(np.float32), dones, infos
+
+
+class DictBandit(Bandit):
+    """A bandit whose context is an entry of a dictionary."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.observation_space = spaces.Dict({"context": self.observation_space})
+
+    def reset(self) -> Any:
+        return {"context": super().reset()}
+
+    def step_wait(self) -> Any:
+        new, rewards, dones, infos = super().step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = {"context": info["terminal_observation"]}
+        return {"context": new}, rewards, dones, infos
+
+
+class Chain(SimpleVecEnv):
+    """Episodes of ``lengths`` steps, one for each environment, which end or are truncated.
+
+    What the rewards and constraints were is kept, (T, n_envs) and (T, n_envs, m).
+    """
+
+    def __init__(self, lengths: Sequence[int], truncated: Sequence[bool], m: int) -> None:
+        super().__init__(len(lengths), 2, 1)
+        self.lengths, self.truncated, self.m = np.asarray(lengths), truncated, m
+        self.rewards: list[np.ndarray] = []
+        self.constraints: list[np.ndarray] = []
+        self.ended: list[np.ndarray] = []
+        self.reached: list[np.ndarray] = []
+
+    def draw(self) -> np.ndarray:
+        return self.rng.standard_normal((self.num_envs, 2)).astype(np.float32)
+
+    def reset(self) -> np.ndarray:
+        self.restart()
+        self.age = np.zeros(self.num_envs, int)
+        return self.draw()
+
+    def step_wait(self) -> Any:
+        self.age += 1
+        dones = self.age == self.lengths
+        self.age[dones] = 0
+        rewards = self.rng.standard_normal(self.num_envs).astype(np.float32)
+        constraints = self.rng.standard_normal((self.num_envs, self.m)).astype(np.float32)
+        new, reached = self.draw(), self.draw()
+        infos: list[dict[str, Any]] = []
+        for i, row in enumerate(constraints):
+            info: dict[str, Any] = {f"constraint_{d}": value for d, value in enumerate(row)}
+            if dones[i]:
+                info |= {
+                    "terminal_observation": reached[i],
+                    "TimeLimit.truncated": self.truncated[i],
+                }
+            infos.append(info)
+        self.rewards.append(rewards.copy())
+        self.constraints.append(constraints)
+        self.ended.append(dones)
+        self.reached.append(reached)
+        return new, rewards, dones, infos
