@@ -253,6 +253,10 @@ def _find_sb3_class(source: Path) -> Any:
     # DDPG is TD3 with a single critic that is updated as often as the actor.
     if name == "TD3" and dict(data.get("policy_kwargs") or {}).get("n_critics") == 1:
         name = "DDPG"
+    if {"constraint_form", "multipliers"} <= data.keys():
+        import isac_gym.rl
+
+        return getattr(isac_gym.rl, f"{name}Lagrangian")
     return getattr(stable_baselines3, name)
 
 

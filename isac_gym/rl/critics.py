@@ -1,0 +1,92 @@
+"""Critics of constraints: for each one its own network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import create_mlp
+from torch import Tensor, nn
+
+__all__ = ["ActionCostCritics", "CostCritics"]
+
+
+class CostCritics(nn.Module):
+    """State values of m constraints, by m networks of the kind of the policy's own critic.
+
+    Args:
+        policy: The policy whose features, widths, activations and optimiser are taken.
+        num_constraints: m.
+        learning_rate: To begin with.
+    """
+
+    def __init__(
+        self, policy: ActorCriticPolicy, num_constraints: int, learning_rate: float
+    ) -> None:
+        super().__init__()
+        self._space = policy.observation_space
+        self._normalize_images = policy.normalize_images
+        arch = policy.net_arch
+        widths = list(arch.get("vf", [])) if isinstance(arch, dict) else list(arch)
+        self.networks = nn.ModuleList()
+        for _ in range(num_constraints):
+            extractor = policy.make_features_extractor()
+            layers = create_mlp(extractor.features_dim, 1, widths, policy.activation_fn)
+            self.networks.append(nn.Sequential(extractor, *layers))
+        self.to(policy.device)
+        options: dict[str, Any] = policy.optimizer_kwargs
+        self.optimizer = policy.optimizer_class(
+            self.parameters(),
+            lr=learning_rate,  # type: ignore[call-arg]
+            **options,
+        )
+
+    def forward(self, observations: Any) -> Tensor:
+        """Values of n observations, (n, m)."""
+        given = preprocess_obs(observations, self._space, normalize_images=self._normalize_images)
+        return torch.cat([network(given) for network in self.networks], dim=1)
+
+
+class ActionCostCritics(nn.Module):
+    """Action values of m constraints, by m networks.
+
+    Each constraint has a single network and not a pair. The lesser of a pair would make a signed
+    constraint look better than it is, and the greater worse, and the multiplier would make up for
+    the bias; that the actor exploits errors of a single one is seen by the multiplier, which is
+    raised by what is measured and not by the critic.
+
+    Args:
+        policy: The policy whose features, widths, activations and optimiser are taken.
+        num_constraints: m.
+        learning_rate: To begin with.
+    """
+
+    def __init__(self, policy: BasePolicy, num_constraints: int, learning_rate: float) -> None:
+        super().__init__()
+        kept: Any = policy
+        self.networks = nn.ModuleList()
+        for _ in range(num_constraints):
+            extractor = kept.make_features_extractor()
+            self.networks.append(
+                ContinuousCritic(
+                    kept.observation_space,
+                    kept.action_space,
+                    net_arch=kept.critic_kwargs["net_arch"],
+                    features_extractor=extractor,
+                    features_dim=extractor.features_dim,
+                    activation_fn=kept.activation_fn,
+                    normalize_images=kept.normalize_images,
+                    n_critics=1,
+                    share_features_extractor=False,
+                )
+            )
+        self.to(kept.device)
+        self.optimizer = kept.optimizer_class(
+            self.parameters(), lr=learning_rate, **kept.optimizer_kwargs
+        )
+
+    def forward(self, observations: Any, actions: Tensor) -> Tensor:
+        """Values of n actions in n observations, (n, m)."""
+        return torch.cat([network(observations, actions)[0] for network in self.networks], dim=1)
