@@ -219,7 +219,10 @@ def _find_class(source: Path) -> Any:
         )
     known: dict[Any, Any] = {}
     for name in AGENTS.names():
-        found = AGENTS.load(name)
+        try:
+            found = AGENTS.load(name)
+        except ImportError:  # what it needs is not installed
+            continue
         if hasattr(found, "kind"):
             known[found.kind] = found
         if kind in known:

