@@ -61,6 +61,9 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
     among the bases of a class, which says how its critic is fitted (:meth:`_find_critic_loss`) and
     read (:meth:`_value_actions`).
 
+    The multipliers must move slowly against the critics and the actor, which follow them late; with
+    too large a step they go round their optimum for long instead of into it.
+
     Args:
         policy: As of the algorithm.
         env: As of the algorithm.

@@ -45,7 +45,7 @@ class StopAt(KillAt):
 
 
 def make(kind: str, **settings: Any) -> Any:
-    env = Bandit(16, [0.3, 0.55], arrays=True, contexts=[-1.0, 1.0], truncated=True)
+    env = Bandit(16, [-0.5, 0.55], arrays=True, contexts=[-1.0, 1.0], truncated=True)
     given: dict[str, Any] = {"multiplier": PIDMultiplier(0.2, initial=0.1), "seed": 3}
     given |= {"reseed_rollouts": True, "device": "cpu", "gamma": 0.5}
     given["learning_rate"] = halve
