@@ -298,10 +298,6 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
         buffer.pos, buffer.full = meta["replay"]["position"], meta["replay"]["full"]
         self._fresh = (np.array(meta["fresh"]["total"]), int(meta["fresh"]["count"]))
 
-    def _identify(self) -> dict[str, Any]:
-        buffer: Any = self.replay_buffer
-        return {**super()._identify(), "buffer_size": buffer.buffer_size}
-
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()
         own = ["cost_critics", "cost_critics_target", "cost_critics.optimizer"]
