@@ -33,6 +33,28 @@ __all__ = ["CHECKPOINT_KIND", "ConstraintForm", "Lagrangian"]
 CHECKPOINT_KIND: Final = "constrained training checkpoint"
 
 ConstraintForm: TypeAlias = Literal["mean", "hard"]
+_SETTINGS: Final = (
+    "constraint_form",
+    "reseed_rollouts",
+    "seed",
+    "n_envs",
+    "gamma",
+    "gae_lambda",
+    "learning_rate",
+    "learning_starts",
+    "n_steps",
+    "n_epochs",
+    "batch_size",
+    "buffer_size",
+    "gradient_steps",
+    "multiplier_interval",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "tau",
+)
+"""What tells trainings of a class apart, where the class has it."""
+
 _Self = TypeVar("_Self", bound="Lagrangian")
 
 
@@ -208,7 +230,8 @@ class Lagrangian(BaseAlgorithm):
             raise ValueError(
                 f"state must be of this training, got one that differs ({error})"
             ) from (error)
-        if "last/starts" in tensors:
+        # A VecNormalize holds the observation that belongs to a normalised one.
+        if "last/starts" in tensors and self._vec_normalize_env is None:
             self._last_obs = _tensors_to_observation(tensors)
             self._last_episode_starts = tensors["last/starts"].numpy().copy()
 
@@ -224,15 +247,13 @@ class Lagrangian(BaseAlgorithm):
 
     def _identify(self) -> dict[str, Any]:
         """What tells this training from others."""
+        settings = {name: getattr(self, name, None) for name in _SETTINGS}
         return {
             "class": type(self).__name__,
             "constraints": list(self.constraints),
-            "constraint_form": self.constraint_form,
-            "multipliers": {n: type(each).__name__ for n, each in self.multipliers.items()},
-            "reseed_rollouts": self.reseed_rollouts,
-            "seed": self.seed,
-            "num_envs": self.n_envs,
-            "gamma": self.gamma,  # type: ignore[attr-defined]
+            "multipliers": {name: each.describe() for name, each in self.multipliers.items()},
+            # A schedule has no value that could be compared.
+            **{n: v for n, v in settings.items() if isinstance(v, (int, float, str))},
         }
 
     def _begin_rollout(self, env: VecEnv) -> None:

@@ -48,6 +48,11 @@ class Multiplier(abc.ABC):
             mean: Mean of the signed constraint over fresh transitions, feasible where <= 0.
         """
 
+    def describe(self) -> dict[str, str | float]:
+        """Kind and settings, in plain types."""
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return {"kind": type(self).__name__, **settings}
+
     def state_dict(self) -> dict[str, float | None]:
         """All that :meth:`load_state_dict` needs, in plain numbers."""
         return {name: getattr(self, name) for name in self._held}

@@ -119,7 +119,9 @@ class PPOLagrangian(Lagrangian, PPO):
                 return False
             if dones.any():
                 ended = np.flatnonzero(dones)
-                self._update_info_buffer([infos[i] for i in ended], dones[ended])
+                # A monitor writes into the info of every episode's end, or there is none.
+                if not {"episode", "is_success"}.isdisjoint(infos[ended[0]]):
+                    self._update_info_buffer([infos[i] for i in ended], dones[ended])
                 if self.gamma > 0:
                     rewards = self._add_futures(rewards, futures[step], ended, infos)
             if isinstance(self.action_space, spaces.Discrete):

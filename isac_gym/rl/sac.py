@@ -61,6 +61,9 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
     among the bases of a class, which says how its critic is fitted (:meth:`_find_critic_loss`) and
     read (:meth:`_value_actions`).
 
+    The multipliers must move slowly against the critics and the actor, which follow them late; with
+    too large a step they go round their optimum for long instead of into it.
+
     Args:
         policy: As of the algorithm.
         env: As of the algorithm.
@@ -294,10 +297,6 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
             array[:filled] = tensors[f"replay/{name}"].numpy()
         buffer.pos, buffer.full = meta["replay"]["position"], meta["replay"]["full"]
         self._fresh = (np.array(meta["fresh"]["total"]), int(meta["fresh"]["count"]))
-
-    def _identify(self) -> dict[str, Any]:
-        buffer: Any = self.replay_buffer
-        return {**super()._identify(), "buffer_size": buffer.buffer_size}
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()

@@ -45,7 +45,7 @@ class StopAt(KillAt):
 
 
 def make(kind: str, **settings: Any) -> Any:
-    env = Bandit(16, [0.3, 0.55], arrays=True, contexts=[-1.0, 1.0], truncated=True)
+    env = Bandit(16, [-0.5, 0.55], arrays=True, contexts=[-1.0, 1.0], truncated=True)
     given: dict[str, Any] = {"multiplier": PIDMultiplier(0.2, initial=0.1), "seed": 3}
     given |= {"reseed_rollouts": True, "device": "cpu", "gamma": 0.5}
     given["learning_rate"] = halve
@@ -160,6 +160,14 @@ def test_a_stop_in_a_rollout_keeps_the_checkpoint_before_it(tmp_path: Path) -> N
     compare(agent.get_state(), straight.get_state())
 
 
+def test_a_checkpoint_serves_environments_that_go_on_by_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "training.zip"
+    make("sac", reseed_rollouts=False).learn(256, log_interval=10**9, checkpoint=path)
+    agent = make("sac", reseed_rollouts=False)
+    agent.learn(512, log_interval=10**9, checkpoint=path)
+    assert (agent.num_timesteps, agent._num_rollouts) == (512, 8)
+
+
 def test_checkpoints_are_as_far_apart_as_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +185,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     make("ppo").learn(64, log_interval=None, checkpoint=path)
     with pytest.raises(CheckpointError, match=r"another seed, gamma: delete .*training\.zip"):
         make("ppo", seed=4, gamma=0.0).learn(128, checkpoint=path)
+    with pytest.raises(CheckpointError, match="got one with another multipliers:"):
+        make("ppo", multiplier=PIDMultiplier(0.3, initial=0.1)).learn(128, checkpoint=path)
     with pytest.raises(CheckpointError, match="got one that differs"):
         make("ppo", policy_kwargs={"net_arch": [4]}).learn(128, checkpoint=path)
     with pytest.raises(ValueError, match="kind must be one of"):

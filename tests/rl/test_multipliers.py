@@ -19,11 +19,13 @@ def test_the_plain_step_is_projected_ascent() -> None:
     assert found == pytest.approx([2.0, 1.5, 0.0, 0.1])
 
 
-def test_the_controller_follows_its_equations() -> None:
-    multiplier = PIDMultiplier(0.1, gain=2.0, derivative_gain=3.0, smoothing=0.75)
+@pytest.mark.parametrize(
+    ("initial", "integral"), [(0.0, [0.1, 0.3, 0.0, 0.0, 0.6]), (9.0, [9.1, 9.3, 8.9, 8.5, 9.1])]
+)
+def test_the_controller_follows_its_equations(initial: float, integral: list[float]) -> None:
+    multiplier = PIDMultiplier(0.1, initial, gain=2.0, derivative_gain=3.0, smoothing=0.75)
     means = (1.0, 2.0, -4.0, -4.0, 6.0)
     smoothed = [1.0, 1.25, -0.0625, -1.046875, 0.71484375]
-    integral = [0.1, 0.3, 0.0, 0.0, 0.6]
     growth = [0.0, 0.25, 0.0, 0.0, 1.76171875]
     for mean, s, i, g in zip(means, smoothed, integral, growth, strict=True):
         multiplier.ascend(mean)

@@ -265,6 +265,16 @@ def test_observations_may_be_dictionaries() -> None:
     assert agent._last_obs is not None
 
 
+def test_state_dependent_exploration_and_discrete_actions() -> None:
+    env = Bandit(16, [0.0])
+    make(env, ["constraint_0"], use_sde=True, sde_sample_freq=2, policy_kwargs=None).learn(64)
+    env.action_space = gym.spaces.Discrete(3)
+    env.step_async = lambda actions: setattr(env, "chosen", actions[:, None] / 2.0)  # type: ignore[method-assign]
+    agent = make(env, ["constraint_0"], policy_kwargs=None)
+    agent.learn(64)
+    assert agent.rollout_buffer.actions.max() == 2
+
+
 def test_the_environment_of_the_package_is_learned() -> None:
     env = gym.make("ISAC-MISO-v0")
     agent = PPOLagrangian(
