@@ -22,7 +22,7 @@ from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.making import ALGORITHMS, ReinforcementSettings, make_model
 from isac_gym.rl.state import copy_tensor
-from isac_gym.rl.watching import RolloutWatcher
+from isac_gym.rl.watching import DeviationSchedule, RolloutWatcher
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem, choose_device
 from isac_gym.validation import check_integer, not_allowed
@@ -111,8 +111,8 @@ class Reinforcement(SystemPolicy):
     Raises:
         ImportError: If Stable-Baselines3 or sb3-contrib is needed and not installed.
         TypeError: If a setting is none.
-        ValueError: If there is no such algorithm, a value is not allowed, its spaces cannot be
-            translated into the environment's, or a Lagrangian algorithm has no constraint to keep.
+        ValueError: If there is no such algorithm, a value is not allowed, or its spaces cannot be
+            translated into the environment's.
 
     Attributes:
         model: The model of Stable-Baselines3.
@@ -150,10 +150,6 @@ class Reinforcement(SystemPolicy):
             for name, each in self.inner.constraints.items()
             if each.can_be_exceeded(scenario)
         )
-        if self.is_lagrangian and not self.constraints:
-            raise not_allowed(
-                "algorithm", algorithm, "without constraints where none can be exceeded, as 'ppo'"
-            )
         self.channels_seen = 0
         self.training_seconds = 0.0
         self.model = self._make_model(self._make_env(1))  # for its policy
@@ -220,11 +216,15 @@ class Reinforcement(SystemPolicy):
                 return report(progress) is not False
 
             names = [f"constraint_{name}" for name in self.inner.constraints]
-            watcher = RolloutWatcher(show, names)
+            callbacks: list[Any] = [RolloutWatcher(show, names)]
+            if self.algorithm.startswith("ppo"):
+                held = self.settings
+                callbacks.append(DeviationSchedule(held.deviation, held.final_deviation))
             options: dict[str, Any] = {}
             if self.is_lagrangian and checkpoint is not None:
-                options = {"checkpoint": checkpoint, "checkpoint_interval": 10}
-            self.model.learn(total, callback=watcher, **options)
+                interval = self.settings.checkpoint_interval
+                options = {"checkpoint": checkpoint, "checkpoint_interval": interval}
+            self.model.learn(total, callback=callbacks, **options)
         self.channels_seen = int(self.model.num_timesteps)
         self.training_seconds += time.perf_counter() - begin
         return self

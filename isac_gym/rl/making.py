@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from stable_baselines3 import PPO, SAC, TD3
 from torch import nn
 
 from isac_gym.rl.equivariant import UserPolicy, make_policy_kwargs
-from isac_gym.rl.multipliers import PlainMultiplier
+from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.sac import SACLagrangian
 from isac_gym.system.downlink import find_system
@@ -35,21 +36,27 @@ class ReinforcementSettings:
         num_envs: Environments side by side.
         learning_rate: Step size of Adam to begin with.
         final_learning_rate: Step size at the end, reached linearly.
-        batch_size: Blocks a gradient step.
+        batch_size: Blocks a gradient step, a divisor of ``num_envs·rollout_length``.
         rollout_length: Blocks of every environment between two updates; on-policy algorithms.
         epochs: Passes over these blocks; on-policy algorithms.
         clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
-        log_deviation: Logarithm of the policy's deviation to begin with; on-policy algorithms.
+        deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
+            on-policy algorithms.
+        final_deviation: The same at the end. It falls with the logarithm's straight line, so that
+            what was learned with noise holds for the policy without.
         gradient_steps: Gradient steps after each step of the environments; others.
         policy: ``"users"``: the same network for every user
             (:mod:`isac_gym.rl.equivariant`), where observations are features and the algorithm is
             on-policy; ``"mlp"``: fully connected.
         width: Width of its layers.
-        multiplier_step: Step size of the multipliers; Lagrangian algorithms.
+        multiplier_step: Step size of the multipliers after a rollout, in bit/s/Hz; Lagrangian
+            algorithms.
+        multiplier_gain: Their proportional gain κ, in bit/s/Hz.
         initial_multiplier: Multiplier of the sensing constraint to begin with, in bit/s/Hz.
         penalty: Weight of the costs in the reward of algorithms that know no constraints; None
             takes the calibrated price of the scenario
             (:func:`~isac_gym.envs.wrappers.penalty.find_penalty_weight`).
+        checkpoint_interval: Rollouts from one checkpoint to the next.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -63,13 +70,16 @@ class ReinforcementSettings:
     rollout_length: int = 8
     epochs: int = 8
     clip_range: float = 0.2
-    log_deviation: float = -1.2
+    deviation: float = 0.3
+    final_deviation: float = 0.03
     gradient_steps: int = 8
     policy: str = "users"
     width: int = 64
-    multiplier_step: float = 10.0
+    multiplier_step: float = 40.0
+    multiplier_gain: float = 100.0
     initial_multiplier: float = 10.0
     penalty: float | None = None
+    checkpoint_interval: int = 10
 
     def __post_init__(self) -> None:
         for name in (
@@ -80,12 +90,26 @@ class ReinforcementSettings:
             "epochs",
             "gradient_steps",
             "width",
+            "checkpoint_interval",
         ):
             check_integer(name, getattr(self, name), 1)
-        for name in ("learning_rate", "final_learning_rate", "clip_range", "multiplier_step"):
+        for name in (
+            "learning_rate",
+            "final_learning_rate",
+            "clip_range",
+            "multiplier_step",
+            "deviation",
+            "final_deviation",
+        ):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0.0 < value < float("inf")):
                 raise not_allowed(name, value, "a finite number > 0")
+        if self.num_envs * self.rollout_length % self.batch_size:
+            raise not_allowed(
+                "batch_size",
+                self.batch_size,
+                f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
+            )
         if self.policy not in ("users", "mlp"):
             raise not_allowed("policy", self.policy, "'users' or 'mlp'")
 
@@ -122,12 +146,15 @@ def make_model(
     }
     is_lagrangian = algorithm.endswith("-lagrangian")
     if is_lagrangian:
-        multipliers = {name: PlainMultiplier(settings.multiplier_step) for name in constraints}
-        sensing = "constraint_sensing"
-        if sensing in multipliers:
-            multipliers[sensing] = PlainMultiplier(
-                settings.multiplier_step, settings.initial_multiplier
+        multipliers = {
+            name: PIDMultiplier(
+                settings.multiplier_step,
+                settings.initial_multiplier * (name == "constraint_sensing"),
+                settings.multiplier_gain,
+                smoothing=0.5,
             )
+            for name in constraints
+        }
         common |= {
             "constraints": constraints,
             "multiplier": multipliers,
@@ -139,12 +166,13 @@ def make_model(
         return kind(
             policy,
             envs,
-            n_steps=settings.rollout_length,
+            # One environment is for acting alone; what a rollout would be then makes no difference.
+            n_steps=settings.rollout_length if envs.num_envs > 1 else settings.batch_size,
             n_epochs=settings.epochs,
             clip_range=settings.clip_range,
             gae_lambda=0.0,
             ent_coef=0.0,
-            policy_kwargs={**policy_kwargs, "log_std_init": settings.log_deviation},
+            policy_kwargs={**policy_kwargs, "log_std_init": math.log(settings.deviation)},
             **common,
         )
     others = {"sac": SAC, "td3": TD3, "sac-lagrangian": SACLagrangian}
@@ -169,8 +197,11 @@ def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dic
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:
-    """A step size that falls linearly, by the remaining share of the training."""
-    return lambda remaining: last + (first - last) * remaining
+    """A step size that falls linearly, by the remaining share of the training.
+
+    That share is negative where the last rollout goes beyond the end.
+    """
+    return lambda remaining: last + (first - last) * max(0.0, remaining)
 
 
 def _load_tqc() -> Any:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
 
-__all__ = ["RolloutWatcher"]
-
-_LEAST_BLOCKS = 8192
+__all__ = ["DeviationSchedule", "RolloutWatcher"]
 
 
 class RolloutWatcher(BaseCallback):
-    """Takes the means of rate and constraints over whole rollouts of some thousand blocks.
+    """Takes the means of rate and constraints over rollouts, until they are a hundredth of all.
 
     Args:
         show: Called with the blocks seen, the mean rate in bit/s/Hz, the means of the signed
@@ -42,7 +42,7 @@ class RolloutWatcher(BaseCallback):
         return self._goes_on
 
     def _on_rollout_end(self) -> None:
-        if self._blocks < _LEAST_BLOCKS:
+        if 100 * self._blocks < self.model._total_timesteps:
             return
         means = self._sums / self._blocks
         held: Mapping[str, Any] = self.logger.name_to_value
@@ -54,3 +54,31 @@ class RolloutWatcher(BaseCallback):
         self._goes_on = self._show(self.num_timesteps, float(means[0]), by_name, loss)
         self._sums[:] = 0.0
         self._blocks = 0
+
+
+class DeviationSchedule(BaseCallback):
+    """Sets the deviation of a Gaussian policy, which is not learned, by the share of the training.
+
+    Args:
+        first: Deviation to begin with.
+        last: Deviation at the end.
+    """
+
+    def __init__(self, first: float, last: float) -> None:
+        super().__init__()
+        self._first, self._last = math.log(first), math.log(last)
+
+    def _on_training_start(self) -> None:
+        self._deviation.requires_grad_(False)
+
+    def _on_rollout_start(self) -> None:
+        done = min(1.0, self.num_timesteps / self.model._total_timesteps)
+        self._deviation.data.fill_(self._first + (self._last - self._first) * done)
+
+    def _on_step(self) -> bool:
+        return True
+
+    @property
+    def _deviation(self) -> nn.Parameter:
+        held: nn.Parameter = self.model.policy.log_std  # type: ignore[assignment]
+        return held

@@ -1,0 +1,182 @@
+"""Agents of reinforcement learning through the interface that all agents have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from direct_model import SMALL
+
+pytest.importorskip("stable_baselines3")
+
+from isac_gym.agents.loading import load_agent
+from isac_gym.agents.reinforcement import Reinforcement
+from isac_gym.evaluation import compare
+from isac_gym.registry import AGENTS, make_agent
+
+NAMES = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
+QUICK: dict[str, Any] = {
+    "timesteps": 512,
+    "num_envs": 32,
+    "rollout_length": 4,
+    "batch_size": 64,
+    "epochs": 2,
+    "gradient_steps": 1,
+    "width": 8,
+    "penalty": 5.0,
+}
+
+
+def make(**changes: Any) -> gym.Env[Any, Any]:
+    return gym.make("ISAC-MISO-v0", **{**SMALL, **changes})
+
+
+def weights_of(agent: Reinforcement) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in agent.model.policy.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_saved_and_loaded_it_acts_as_it_did(name: str, tmp_path: Path) -> None:
+    env = make()
+    agent = make_agent(name, env, **QUICK)
+    before = weights_of(agent).clone()
+    agent.learn()
+    assert not torch.equal(weights_of(agent), before)
+    assert agent.channels_seen >= 512
+    assert agent.training_seconds > 0
+    observation = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
+    action, _ = agent.predict(observation, deterministic=True)
+    assert action.shape == (5, *env.action_space.shape)
+    assert np.abs(action).max() <= 1.0
+    agent.save(tmp_path / "agent.zip")
+    for loaded in (
+        load_agent(tmp_path / "agent.zip", env),
+        load_agent(tmp_path / "agent.zip"),
+    ):
+        assert loaded.algorithm == name
+        np.testing.assert_array_equal(loaded.predict(observation, deterministic=True)[0], action)
+        assert loaded.multipliers == agent.multipliers
+        assert loaded.channels_seen == agent.channels_seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"control": "structured"},
+        {"control": "structured", "observation": "features"},
+        {"control": "power", "radar": "fixed"},
+        {"control": "power", "radar": "fixed", "observation": "features"},
+        {"control": "amplitude"},
+        {"radar": "fixed"},
+        {"scheduling": "contention"},
+        {"num_cells": 2},
+    ],
+    ids=str,
+)
+def test_it_acts_in_the_spaces_of_its_environment(changes: dict[str, Any]) -> None:
+    env = make(**changes)
+    agent = make_agent("ppo", env, **QUICK)
+    observation, _ = env.reset(seed=0)
+    for deterministic in (True, False):
+        action, _ = agent.predict(observation, deterministic=deterministic)
+        assert action in env.action_space
+
+
+def test_what_it_means_in_its_own_spaces_is_transmitted_in_others() -> None:
+    env, own = make(), make(control="structured", observation="features")
+    agents = [Reinforcement(each, "ppo", **QUICK) for each in (env, own)]
+    agents[1].model.policy.load_state_dict(agents[0].model.policy.state_dict())
+    results = [
+        compare({"it": agent}, each, channels=64, seed=3)["it"]
+        for agent, each in zip(agents, (env, own), strict=True)
+    ]
+    np.testing.assert_allclose(results[0].sum_rates, results[1].sum_rates, rtol=1e-4)
+    sensing = [result.constraints["sensing"].values for result in results]
+    np.testing.assert_allclose(sensing[0], sensing[1], rtol=1e-4)
+
+
+def test_equal_seeds_give_equal_agents_and_others_do_not() -> None:
+    env = make()
+    found = [
+        weights_of(make_agent("ppo-lagrangian", env, seed=seed, **QUICK).learn())
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    env = make()
+    settings = {**QUICK, "timesteps": 1280}
+    whole = make_agent("ppo-lagrangian", env, **settings).learn()
+    path = tmp_path / "checkpoint.zip"
+
+    def stop(progress: Any) -> bool:
+        return not path.exists()
+
+    first = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 2})
+    first.learn(callback=stop, checkpoint=path)
+    assert path.exists()
+    assert first.channels_seen < whole.channels_seen
+    second = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 2})
+    second.learn(checkpoint=path)
+    assert torch.equal(weights_of(second), weights_of(whole))
+    assert second.multipliers == whole.multipliers
+
+
+def test_the_step_size_never_falls_below_its_end() -> None:
+    agent = make_agent("ppo", make(), **QUICK)
+    for remaining in (1.0, 0.5, 0.0, -0.3):
+        rate = agent.model.lr_schedule(remaining)
+        assert agent.settings.final_learning_rate <= rate <= agent.settings.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "message"),
+    [
+        ("ppo", {}, {"algorithm": "dqn"}, "algorithm must be one of ppo"),
+        ("ppo", {}, {"timesteps": 0}, "timesteps must be an integer >= 1, got 0"),
+        ("ppo", {}, {"clip_range": -1.0}, "clip_range must be a finite number > 0, got -1"),
+        ("ppo", {}, {"batch_size": 60}, "batch_size must be a divisor of .* = 128, got 60"),
+        ("ppo", {}, {"policy": "cnn"}, "policy must be 'users' or 'mlp'"),
+        ("ppo", {}, {"observation": "features", "control": "beamforming"}, "observation must be"),
+        ("ppo", {"control": "amplitude"}, {"control": "structured"}, "control must be"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(
+    name: str, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_agent(name, make(**changes), **{**QUICK, **options})
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(TypeError, match=r"unknown setting\(s\) \['learning'\]"):
+        make_agent("ppo", make(), learning=1)
+
+
+def test_a_file_of_another_scenario_is_refused(tmp_path: Path) -> None:
+    agent = make_agent("ppo", make(control="amplitude"), **QUICK)
+    agent.save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match=r"agent\.zip: saved for another scenario"):
+        Reinforcement.load(tmp_path / "agent.zip", make(control="amplitude", num_users=4))
+
+
+def test_one_agent_serves_other_numbers_of_users(tmp_path: Path) -> None:
+    make_agent("ppo", make(), **QUICK).save(tmp_path / "agent.zip")
+    env = make(num_users=4)
+    loaded = Reinforcement.load(tmp_path / "agent.zip", env)
+    assert loaded.predict(env.reset(seed=0)[0])[0] in env.action_space
+
+
+def test_all_are_registered_and_none_is_compared_unless_asked_for() -> None:
+    for name in NAMES:
+        entry = AGENTS.find(name)
+        assert entry.learns
+        assert not entry.is_default
