@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
 import json
 import zipfile
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from isac_gym.agents.translated import translate_model
 from isac_gym.learning.archive import META_NAME, read_kind
 from isac_gym.learning.checkpoint import CHECKPOINT_KIND
 from isac_gym.learning.labels import MANIFEST_NAME
@@ -22,6 +24,7 @@ from isac_gym.registry import AGENTS, make_agent
 __all__ = ["PreparedAgent", "digest_file", "load_agent", "prepare_agent"]
 
 _SB3_ATTRIBUTES: Final = {
+    "TQC": "top_quantiles_to_drop_per_net",
     "PPO": "clip_range",
     "SAC": "target_entropy",
     "TD3": "target_policy_noise",
@@ -86,7 +89,14 @@ class PreparedAgent:
 
 
 def prepare_agent(
-    name: str, env: Any, /, *, seed: int = 0, device: str = "auto", **options: Any
+    name: str,
+    env: Any,
+    /,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    allow_pickle: bool = False,
+    **options: Any,
 ) -> PreparedAgent:
     """Find an agent by its name.
 
@@ -96,10 +106,13 @@ def prepare_agent(
         env: Environment that the agent is for.
         seed: Seed of its weights and its training, if it learns and takes one.
         device: Torch device, if it learns and takes one.
+        allow_pickle: As of :func:`load_agent`.
         **options: Further keyword arguments of its class.
 
     Returns:
-        The agent, not yet trained.
+        The agent. One that can learn is not yet trained, unless it is a model of
+        Stable-Baselines3 that has been. A model with the spaces of another control mode or kind of
+        observation acts by translation (:class:`~isac_gym.agents.translated.Translated`).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -107,27 +120,34 @@ def prepare_agent(
         TypeError: If what is found has no ``predict``, or takes no such option.
     """
     if _names_file(name):
-        return PreparedAgent(name, load_agent(name, env, device=device), needs_training=False)
+        found = load_agent(name, env, device=device, allow_pickle=allow_pickle)
+        return PreparedAgent(name, found, needs_training=False)
     found = AGENTS.load(name)
     is_made = inspect.isclass(found) or not hasattr(found, "predict")
     if is_made and (AGENTS.find(name).learns or hasattr(found, "learn")):
         options = {**_select_known(found, {"seed": seed, "device": device}), **options}
     agent = make_agent(name, env, **options)
+    # A model of Stable-Baselines3 counts the steps that it was trained for.
+    is_trained = getattr(agent, "num_timesteps", 0) > 0
     can_learn = callable(getattr(agent, "learn", None))
-    return PreparedAgent(name, agent, needs_training=is_made and can_learn)
+    needs_training = is_made and can_learn and not is_trained
+    return PreparedAgent(name, translate_model(agent, env), needs_training=needs_training)
 
 
-def load_agent(path: str | Path, env: Any = None, *, device: str = "auto") -> Any:
+def load_agent(
+    path: str | Path, env: Any = None, *, device: str = "auto", allow_pickle: bool = False
+) -> Any:
     """Load a saved agent of any kind.
 
-    Files of the package execute nothing. Stable-Baselines3 unpickles its own: load only those that
-    you trust.
+    Files of the package execute nothing. Files of Stable-Baselines3 hold pickles, which execute
+    whatever they like.
 
     Args:
         path: File of an agent or of a Stable-Baselines3 model, ``CLASS@FILE`` with CLASS as
             ``module:Class`` for one that the class's ``load`` reads, or ``pretrained:NAME``.
         env: Environment to act in; see :meth:`~isac_gym.learning.agent.LearningAgent.load`.
         device: Torch device, or ``"auto"`` for CUDA if present.
+        allow_pickle: Whether pickles may be loaded. Allow it for files of your own.
 
     Returns:
         The agent.
@@ -135,17 +155,25 @@ def load_agent(path: str | Path, env: Any = None, *, device: str = "auto") -> An
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If the file needs Stable-Baselines3 and it is not installed.
-        ValueError: If it is no agent, damaged, or of a scenario with other dimensions; the message
-            says what it looks like.
+        ValueError: If it is no agent, damaged, or of a scenario with other dimensions, and the
+            message says what it looks like; or if it holds pickles that are not allowed.
     """
     target, source = _split_name(path)
     if not source.exists():
         raise FileNotFoundError(f"no such file: {source}")
-    if target:
-        return _load_by(AGENTS.load(target), source, env, device)
     members = _list_members(source)
-    if {"data", "_stable_baselines3_version"} <= members:
-        return _load_by(_find_sb3_class(source), source, env, device)
+    is_of_sb3 = {"data", "_stable_baselines3_version"} <= members
+    if is_of_sb3 and not allow_pickle:
+        raise ValueError(
+            f"allow_pickle must be True (--allow-pickle) for the Stable-Baselines3 model {source}, "
+            "got False: it holds pickles, which can execute anything; allow it for files that you "
+            "trust"
+        )
+    if target or is_of_sb3:
+        kind = AGENTS.load(target) if target else _find_sb3_class(source)
+        # Its spaces may be others than the environment's.
+        agent = _load_by(kind, source, None if is_of_sb3 else env, device)
+        return agent if env is None else translate_model(agent, env)
     if META_NAME in members:
         return _load_by(_find_class(source), source, env, device)
     raise ValueError(f"{source}: not a saved agent, but {_guess_content(source, members)}")
@@ -236,7 +264,7 @@ def _find_class(source: Path) -> Any:
 def _find_sb3_class(source: Path) -> Any:
     """The class of a Stable-Baselines3 model, by the names of what it holds."""
     try:
-        import stable_baselines3
+        import stable_baselines3  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f"{source} is a Stable-Baselines3 model: pip install 'isac-gym[rl]'"
@@ -248,7 +276,9 @@ def _find_sb3_class(source: Path) -> Any:
     except (LookupError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{source}: damaged Stable-Baselines3 model ({error!r})") from error
     name = next((name for name, held in _SB3_ATTRIBUTES.items() if held in data), None)
-    if name is None or not home.startswith("stable_baselines3."):
+    library = "sb3_contrib" if name == "TQC" else "stable_baselines3"
+    # A Lagrangian algorithm may have a policy of the package.
+    if name is None or not home.startswith((f"{library}.", "isac_gym.")):
         raise ValueError(
             f"{source}: class of the Stable-Baselines3 model must be given, as in "
             f"my_module:MyAlgorithm@{source}; its policy is from {home}"
@@ -260,7 +290,7 @@ def _find_sb3_class(source: Path) -> Any:
         import isac_gym.rl
 
         return getattr(isac_gym.rl, f"{name}Lagrangian")
-    return getattr(stable_baselines3, name)
+    return getattr(importlib.import_module(library), name)
 
 
 def _guess_content(source: Path, members: set[str]) -> str:

@@ -115,13 +115,21 @@ def evaluate(
     agent: Annotated[list[str], typer.Argument(help=AGENT_HELP)],
     channels: Channels = 2000,
     evaluation_seed: EvaluationSeed = 7,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Load files that hold pickles, such as those of Stable-Baselines3, which can "
+            "execute anything.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate agents without training them, and print the table."""
     from isac_gym.agents.loading import prepare_agent
     from isac_gym.evaluation import compare
 
     env = environment.make()
-    prepared = [prepare_agent(name, env) for name in agent]
+    prepared = [prepare_agent(name, env, allow_pickle=allow_pickle) for name in agent]
     for each in prepared:
         each.require_trained()
     agents = {each.name: each.agent for each in prepared}

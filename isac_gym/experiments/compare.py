@@ -33,6 +33,7 @@ class Compare(Experiment):
         agents: Agents to add, as for :func:`~isac_gym.agents.loading.prepare_agent`.
         only: Whether those are all; otherwise all that are compared by default and suit the
             scenario are there as well.
+        allow_pickle: Whether agents may be loaded from files that hold pickles.
         channels: Blocks in the evaluation set; None means 2000, and 256 with several stations,
             whose references take longer.
         evaluation_seed: Its seed.
@@ -48,6 +49,13 @@ class Compare(Experiment):
     )
     only: bool = setting(
         False, "Compare only the agents given by --agent.", option="--only", only_selects=True
+    )
+    allow_pickle: bool = setting(
+        False,
+        "Load agents from files that hold pickles, such as those of Stable-Baselines3, which can "
+        "execute anything.",
+        option="--allow-pickle",
+        only_selects=True,
     )
     channels: int | None = setting(
         None,
@@ -69,7 +77,9 @@ class Compare(Experiment):
         left_out: dict[str, str] = {}
         for name in dict.fromkeys([*names, *self.agents]):
             with self._leave_out(name, left_out):
-                made[name] = prepare_agent(name, env, seed=self.seed)
+                made[name] = prepare_agent(
+                    name, env, seed=self.seed, allow_pickle=self.allow_pickle
+                )
         return made, left_out
 
     @contextmanager

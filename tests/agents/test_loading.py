@@ -146,25 +146,28 @@ def test_a_class_that_loads_no_agent(tmp_path: Path) -> None:
 # Stable-Baselines3
 
 
-@pytest.mark.parametrize("name", ["PPO", "A2C", "SAC", "TD3", "DDPG"])
+@pytest.mark.parametrize("name", ["PPO", "A2C", "SAC", "TD3", "DDPG", "TQC"])
 def test_a_stable_baselines3_model_is_loaded_as_what_it_is(tmp_path: Path, name: str) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     env = make()
     options: dict[str, Any] = {"PPO": {"n_steps": 8, "batch_size": 8}, "A2C": {}}.get(
         name, {"buffer_size": 16, "learning_starts": 4}
     )
-    model = getattr(sb3, name)("MlpPolicy", env, seed=0, device="cpu", **options)
+    home = pytest.importorskip("sb3_contrib") if name == "TQC" else sb3
+    model = getattr(home, name)("MlpPolicy", env, seed=0, device="cpu", **options)
     model.learn(8)
     path = tmp_path / "model.zip"
     model.save(path)
     shutil.copy(path, tmp_path / "model")
     expected, _ = model.predict(observations(env), deterministic=True)
-    for given in (path, tmp_path / "model", f"stable_baselines3:{name}@{path}"):
-        loaded = load_agent(given, env)
+    for given in (path, tmp_path / "model", f"{home.__name__}:{name}@{path}"):
+        with pytest.raises(ValueError, match=r"allow_pickle must be True .*got False"):
+            load_agent(given, env)
+        loaded = load_agent(given, env, allow_pickle=True)
         assert type(loaded) is type(model)
         found, _ = loaded.predict(observations(env), deterministic=True)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    prepared = prepare_agent(str(path), env)
+    prepared = prepare_agent(str(path), env, allow_pickle=True)
     assert not prepared.needs_training
     table = compare({"model": prepared.agent, "rzf": RZF(env)}, env, channels=5)
     assert table.references == ("rzf",)
@@ -173,8 +176,40 @@ def test_a_stable_baselines3_model_is_loaded_as_what_it_is(tmp_path: Path, name:
 def test_a_stable_baselines3_model_of_another_scenario(tmp_path: Path) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     sb3.PPO("MlpPolicy", make(), device="cpu").save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match="spaces do not match"):
-        load_agent(tmp_path / "model.zip", make(num_users=1))
+    with pytest.raises(ValueError, match=r"spaces of the model must be .*, got .observations of"):
+        load_agent(tmp_path / "model.zip", make(num_users=1), allow_pickle=True)
+
+
+def train_in_features(env: Any) -> Any:
+    """A factory as a user hands it in: what it returns was trained in other spaces."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    spaces = {"control": "structured", "observation": "features"}
+    own = gym.make("ISAC-MISO-v0", scenario=env.unwrapped.scenario, **spaces)
+    return sb3.PPO("MlpPolicy", own, n_steps=8, batch_size=8, seed=0, device="cpu").learn(8)
+
+
+def test_a_trained_model_is_used_as_it_is_whatever_its_spaces(tmp_path: Path) -> None:
+    env = make()
+    prepared = prepare_agent(f"{__name__}:train_in_features", env)
+    assert not prepared.needs_training
+    action, _ = prepared.agent.predict(observations(env), deterministic=True)
+    assert action.shape == (len(observations(env)), *env.action_space.shape)
+    model = prepared.agent.model
+    model.save(tmp_path / "model.zip")
+    loaded = load_agent(tmp_path / "model.zip", env, allow_pickle=True)
+    np.testing.assert_allclose(loaded.predict(observations(env), deterministic=True)[0], action)
+    # Transmitted is what the model means where it was trained.
+    own = gym.make(
+        "ISAC-MISO-v0",
+        scenario=env.unwrapped.scenario,
+        control="structured",
+        observation="features",
+    )
+    results = [
+        compare({"it": agent}, each, channels=20)["it"]
+        for agent, each in ((prepared.agent, env), (model, own))
+    ]
+    np.testing.assert_allclose(results[0].sum_rates, results[1].sum_rates, rtol=1e-4)
 
 
 def rewrite(path: Path, changes: dict[str, Any]) -> None:
@@ -191,7 +226,7 @@ def rewrite(path: Path, changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"policy_class": {"__module__": "sb3_contrib.tqc.policies"}}, "class .* must be given"),
+        ({"policy_class": {"__module__": "another.policies"}}, "class .* must be given"),
         ({"policy_class": 3}, "damaged Stable-Baselines3 model"),
     ],
 )
@@ -202,7 +237,7 @@ def test_a_stable_baselines3_model_of_a_class_that_is_not_known(
     sb3.PPO("MlpPolicy", make(), device="cpu").save(tmp_path / "model.zip")
     rewrite(tmp_path / "model.zip", changes)
     with pytest.raises(ValueError, match=expected):
-        load_agent(tmp_path / "model.zip")
+        load_agent(tmp_path / "model.zip", allow_pickle=True)
 
 
 def test_without_stable_baselines3_the_extra_is_named(
@@ -219,7 +254,7 @@ def test_without_stable_baselines3_the_extra_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"model\.zip .* pip install 'isac-gym\[rl\]'"):
-        load_agent(tmp_path / "model.zip")
+        load_agent(tmp_path / "model.zip", allow_pickle=True)
 
 
 # Which agents are trained
@@ -269,4 +304,4 @@ def test_a_damaged_stable_baselines3_model_is_named(tmp_path: Path) -> None:
         for name, content in {**held, "policy.pth": b"damaged"}.items():
             archive.writestr(name, content)
     with pytest.raises(ValueError, match=r"model\.zip: .*PPO.* cannot load it"):
-        load_agent(path, make())
+        load_agent(path, make(), allow_pickle=True)

@@ -234,7 +234,7 @@ def test_a_saved_agent_is_loaded_with_critics_and_multipliers(tmp_path: Path) ->
     agent.save(tmp_path / "agent.zip")
     for loaded in (
         PPOLagrangian.load(tmp_path / "agent.zip", env, device="cpu"),
-        load_agent(tmp_path / "agent.zip"),
+        load_agent(tmp_path / "agent.zip", allow_pickle=True),
     ):
         assert isinstance(loaded, PPOLagrangian)
         assert loaded.constraints == tuple(names)

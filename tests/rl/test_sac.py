@@ -198,7 +198,7 @@ def test_a_saved_agent_is_loaded_with_critics_and_multipliers(tmp_path: Path) ->
     assert {"cost_critics", "cost_critics_target", "cost_critics.optimizer"} <= expected.keys()
     for loaded in (
         SACLagrangian.load(tmp_path / "agent.zip", env, device="cpu"),
-        load_agent(tmp_path / "agent.zip"),
+        load_agent(tmp_path / "agent.zip", allow_pickle=True),
     ):
         assert isinstance(loaded, SACLagrangian)
         assert loaded.multipliers == agent.multipliers
