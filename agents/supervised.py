@@ -120,6 +120,10 @@ class Supervised(LearningAgent):
                 if theirs != own:
                     raise ValueError(f"labels must be for {field.name}={own!r}, got {theirs!r}")
 
+    def _count_channels(self, iterations: int) -> int:
+        """The labels, each of which it sees many times."""
+        return self.label_count
+
     @property
     def has_price(self) -> bool:
         """The price that the labels were made at is not known to the policy."""

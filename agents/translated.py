@@ -32,12 +32,14 @@ class Translated(SystemPolicy):
     Attributes:
         model: The policy.
         inner: The system in whose spaces it acts.
+        channels_seen: Steps that the model counts; None if it does not.
     """
 
     def __init__(self, env: Any, model: Policy, control: str, observation: str) -> None:
         super().__init__(env)
         scenario = self.scenario.replace(control=control, observation=observation)
         self.model = model
+        self.channels_seen: int | None = getattr(model, "num_timesteps", None)
         self.inner = ISACSystem(scenario, self.system.chosen_constraints, device=self.system.device)
         self.translation = Translation(self.system, self.inner)
 

@@ -152,12 +152,27 @@ def tabulate_comparison(
             ),
             Column("feasible", lambda row: f"{100 * row['feasible_share']:.1f} %"),
             *([Column("bits/link", _show_bits)] if is_several else []),
+            *(
+                [Column("channels seen", _show_channels), Column("training", _show_training)]
+                if any(row["channels_seen"] is not None for row in rows)
+                else []
+            ),
             Column("µs, one", lambda row: f"{1e6 * row['seconds_single']:.0f}"),
             Column("µs, batch", lambda row: f"{1e6 * row['seconds_batched']:.1f}"),
         ],
         caption="95 % intervals of the mean; * reference; feasible: every constraint holds to "
         f"{FEASIBILITY_TOLERANCE:g} on the channel" + is_several * _CAPTION_OF_STATIONS,
     )
+
+
+def _show_channels(row: Row) -> str:
+    seen = row["channels_seen"]
+    return "–" if seen is None else f"{seen:,}"
+
+
+def _show_training(row: Row) -> str:
+    seconds = row["training_seconds"]
+    return "–" if seconds is None else f"{seconds:.0f} s"
 
 
 def _show_bits(row: Row) -> str:

@@ -82,6 +82,8 @@ class AgentResult:
             itself if it has none; None if it does not say so, as one that sees the channels of all.
         seconds_batched: Median time of ``predict`` for a batch of up to 1024 observations, divided
             by their number, in s.
+        channels_seen: Blocks that the agent says it was trained on; None if it does not.
+        training_seconds: Time that it says its training took, in s; None if it does not.
         sum_rates: Spectral efficiency of each block, (E, T), in bit/s/Hz.
         beampattern: Mean beampattern over blocks, (J, L), in W.
     """
@@ -99,6 +101,8 @@ class AgentResult:
     seconds_single: float
     seconds_batched: float
     bits_per_link: float | None
+    channels_seen: int | None
+    training_seconds: float | None
     sum_rates: npt.NDArray[np.float64] = dataclasses.field(repr=False)
     beampattern: npt.NDArray[np.float64] = dataclasses.field(repr=False)
 
@@ -198,6 +202,8 @@ def evaluate(
         seconds_single=_measure_latency(agent, first[0], deterministic),
         seconds_batched=_measure_batch(agent, first, deterministic, calls),
         bits_per_link=_state_bits(agent, moved, blocks.count),
+        channels_seen=getattr(agent, "channels_seen", getattr(agent, "num_timesteps", None)),
+        training_seconds=getattr(agent, "training_seconds", None),
         sum_rates=rates,
         beampattern=pattern / blocks.count,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -64,6 +65,8 @@ class LearningAgent(SystemPolicy):
         network: The network.
         multipliers: The multipliers of the constraints.
         priced: The constraint whose price the network is told; None if there is none.
+        channels_seen: Blocks that it was trained on; None before.
+        training_seconds: Time of the training, without that before a resumption; None before.
     """
 
     kind: ClassVar[str]
@@ -108,6 +111,8 @@ class LearningAgent(SystemPolicy):
             )
         self.multipliers = self.make_multipliers(self.scenario.num_cells)
         self.calibrated: Tensor | None = None
+        self.channels_seen: int | None = None
+        self.training_seconds: float | None = None
         self._companions: set[Path] = set()
 
     def make_multipliers(self, num_cells: int) -> Multipliers:
@@ -225,6 +230,7 @@ class LearningAgent(SystemPolicy):
             ValueError: If the settings ask for a range that scenario or network do not allow.
         """
         self._check_ranges()
+        begin = time.perf_counter()
         config = self.config
         if iterations is not None:
             config = dataclasses.replace(config, iterations=iterations)
@@ -253,12 +259,18 @@ class LearningAgent(SystemPolicy):
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,
             )
+        self.channels_seen = self._count_channels(config.iterations)
+        self.training_seconds = time.perf_counter() - begin
         if config.calibration_channels and self.has_price:
             try:
                 self.calibrate(config.calibration_channels)
             except ValueError as error:  # what was learned must not be lost
                 warnings.warn(f"{error}; the multiplier of the training is kept", stacklevel=2)
         return self
+
+    def _count_channels(self, iterations: int) -> int:
+        """Different blocks that a training sees."""
+        return iterations * self.config.batch_size
 
     @property
     def has_price(self) -> bool:

@@ -40,6 +40,8 @@ _DIMENSIONS: Final = (
 )
 _ADDED_FIELDS: Final = {"gain_range", "price_spread", "more_cells"}
 """Settings that files of the same format need not have, because they came later."""
+_TRAINING: Final = ("channels_seen", "training_seconds")
+"""What files of the same format need not say of the training."""
 _LARGEST_SIZE: Final = 1024
 """Of a scenario in a file: what is made of it grows with the square and more."""
 
@@ -64,6 +66,7 @@ def save_agent(agent: LearningAgent, path: str | Path, notes: Mapping[str, str])
         "options": {name: getattr(agent, name) for name in agent.saved_options},
         "seed": agent.seed,
         **agent.describe_environment(),
+        "training": {name: getattr(agent, name) for name in _TRAINING},
         "notes": dict(notes),
     }
     write_archive(path, meta, tensors)
@@ -167,6 +170,10 @@ def load_agent_of(
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     agent.title = f"{kind.kind}, loaded"
+    told = meta.get("training")
+    for name in _TRAINING:
+        value = told.get(name) if isinstance(told, dict) else None
+        setattr(agent, name, value if isinstance(value, (int, float)) else None)
     flexible = agent.network.fits_other_sizes
     own = agent.scenario
     for name in _KINDS if flexible else (*_KINDS, *_DIMENSIONS):

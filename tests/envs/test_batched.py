@@ -60,6 +60,7 @@ SETTINGS: list[dict[str, Any]] = [
     {**SMALL, "doppler": 0.05, "csi_error_variance": 0.2},
     {**SMALL, "channel_model": RicianChannel(), "csi_error_variance": 0.2},
     {**SMALL, "num_cells": 2, "doppler": 0.1},
+    {**SMALL, "num_cells": 2, "control": "structured", "observation": "features"},
 ]
 
 

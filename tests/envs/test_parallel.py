@@ -49,6 +49,8 @@ VIEWS: list[dict[str, Any]] = [
     {**THREE, "local_csi": "own", "reward": "network"},
     {**THREE, **MOVING, "message_bits": 1, "local_csi": "own", "episode_length": 7},
     {**THREE, "control": "power", "scheduling": "contention", "power_limit": "cost"},
+    {**THREE, "control": "structured", "observation": "features", "message_bits": 2},
+    {**THREE, "control": "structured", "observation": "features", "local_csi": "own"},
 ]
 
 SYSTEMS: list[dict[str, Any]] = [
@@ -60,6 +62,7 @@ SYSTEMS: list[dict[str, Any]] = [
     {**THREE, "channel_model": RicianChannel(), "csi_error_variance": 0.2, "radar": "fixed"},
     {"scenario": "multicell", "control": "amplitude"},
     {**THREE, "layout": "hexagonal", "csi_error_variance": 0.1},
+    {**THREE, "control": "structured", "observation": "features"},
 ]
 
 
@@ -194,6 +197,20 @@ def test_a_station_observes_its_own_channels(settings: dict[str, Any], local_csi
             assert len(seen) == len(expected) + cells - 1
         observations = env.step(sample(env))[0]
         assert not np.array_equal(env.state(), state)
+
+
+def test_a_station_observes_the_features_of_its_own_channels() -> None:
+    settings = {**THREE, "control": "structured", "observation": "features"}
+    env = make(**settings, message_bits=1)
+    observations, _ = env.reset(seed=2)
+    together = env.state().reshape(3, -1)
+    for station, seen in enumerate(observations.values()):
+        np.testing.assert_array_equal(seen[: together.shape[1]], together[station])
+        assert len(seen) == together.shape[1] + 2
+    own, _ = make(**settings, local_csi="own").reset(seed=2)
+    users = env.scenario.num_users
+    for station, seen in enumerate(own.values()):
+        np.testing.assert_allclose(seen[: 3 * users], together[station, : 3 * users], rtol=1e-6)
 
 
 @pytest.mark.parametrize("settings", SYSTEMS, ids=range(len(SYSTEMS)))

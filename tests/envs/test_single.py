@@ -67,6 +67,11 @@ MULTICELL = [
     {**SMALL, "num_cells": 3, "layout": "hexagonal"},
     {**SMALL, "num_cells": 2, "layout": "line", "control": "power", "radar": "fixed"},
 ]
+FEATURES = [
+    {**SMALL, "observation": "features", "control": "structured"},
+    {**SMALL, "observation": "features", "control": "structured", "num_cells": 2},
+    {**SMALL, "observation": "features", "control": "power", "radar": "fixed"},
+]
 DEFAULTS = [{}, {"radar_streams": 2}, {"cross_correlation": "grid_sq", "snr_db": 5.0}]
 
 
@@ -95,14 +100,14 @@ def some_action(env: ISACEnv, active: npt.ArrayLike | None = None) -> npt.NDArra
     return np.asarray(action, np.float32)
 
 
-@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS, ids=identify)
+@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS + FEATURES, ids=identify)
 def test_gymnasium_checker_accepts(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(make(**settings), skip_render_check=True)
 
 
-@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS, ids=identify)
+@pytest.mark.parametrize("settings", COMBINATIONS + MULTICELL + DEFAULTS + FEATURES, ids=identify)
 def test_stable_baselines3_checker_accepts(settings: dict[str, Any]) -> None:
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
     with warnings.catch_warnings():
