@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,15 @@ torch.set_num_threads(1)
 def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command adds to the import path is forgotten after the test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_latency(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Evaluations without the repeated calls that only measure time, up to two seconds each.
+
+    The tests of evaluations keep them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "evaluation":
+            patch.setattr("isac_gym.evaluation.judging._measure_latency", lambda *_: 1e-3)
+        yield

@@ -98,6 +98,7 @@ loaded = PrimalDual.load("agent.zip")
 assert loaded.system.constraints["sidelobe"].highest == 0.4
 assert "sidelobe" in loaded.multipliers.values
 priced = ("-a", "priced_constraint=sidelobe", "-a", "calibration_channels=64")
+priced += ("-a", "hidden_sizes=[16]", "-a", "stages=[[6.0, 2]]", "-a", "batch_size=16")
 loose = ("--constraint", "sidelobe:1.5", *SET)
 run("train", "primal-dual", "--iterations", "2", *priced, "-o", "priced.zip", *loose)
 loaded = PrimalDual.load("priced.zip")

@@ -347,7 +347,7 @@ def test_every_mode_can_be_learned(control: str, scheduling: str, preset: str) -
     settings: dict[str, Any] = {
         "batch_size": 4,
         "hidden_sizes": (8,),
-        "stages": ((15.0, 1),),
+        "stages": ((6.0, 1),),
         "warmup_iterations": 0,
         "calibration_channels": 0,
     }

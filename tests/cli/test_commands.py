@@ -19,7 +19,7 @@ from command_line import console_script, failed, run, succeeded
 
 from isac_gym.agents import PRESETS as AGENT_PRESETS
 from isac_gym.agents import PrimalDual, TransferBeamforming
-from isac_gym.baselines import MRT
+from isac_gym.baselines import MRT, JointOracle
 from isac_gym.channels import RicianChannel
 from isac_gym.evaluation import compare
 from isac_gym.learning.agent import LearningAgent
@@ -62,6 +62,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def quick_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents that train for two steps, and prices that are found on few channels."""
+    small: dict[str, Any] = {"iterations": 2, "batch_size": 4}
+    for name, preset in AGENT_PRESETS.items():
+        calibrated = 16 if preset.calibration_channels else 0
+        short = dataclasses.replace(preset, calibration_channels=calibrated, **small)
+        monkeypatch.setitem(AGENT_PRESETS, name, short)  # type: ignore[arg-type]
+    monkeypatch.setitem(JointOracle.__init__.__kwdefaults__, "calibration_channels", 16)
 
 
 def test_compare_writes_table_settings_and_picture(folder: Path) -> None:
@@ -144,12 +155,9 @@ def test_a_strangers_agent_appears_in_the_table(folder: Path) -> None:
 
 
 def test_by_default_all_agents_of_the_control_mode_compete(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, quick_agents: None
 ) -> None:
-    for name, preset in AGENT_PRESETS.items():
-        short = dataclasses.replace(preset, iterations=2, batch_size=4)
-        monkeypatch.setitem(AGENT_PRESETS, name, short)  # type: ignore[arg-type]
-    cheap = settings_of(control="power", num_users=1, num_radar_antennas=2)
+    cheap = settings_of(control="power", num_users=1)
     cheap += ["-s", "sensing_threshold=1.0"]
     output = succeeded(run("compare", "--channels", "5", *cheap))
     expected = [
@@ -446,11 +454,8 @@ def test_a_bug_in_a_strangers_agent_shows_where_it_is(folder: Path) -> None:
 
 
 def test_baselines_that_do_not_suit_the_scenario_are_left_out(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, quick_agents: None
 ) -> None:
-    for name, preset in AGENT_PRESETS.items():
-        short = dataclasses.replace(preset, iterations=2)
-        monkeypatch.setitem(AGENT_PRESETS, name, short)  # type: ignore[arg-type]
     output = succeeded(run("compare", "--channels", "5", *settings_of(num_users=4)))
     assert "left out: zf" in output
     assert "rzf" in output

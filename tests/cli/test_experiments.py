@@ -19,7 +19,6 @@ from command_line import failed, run, succeeded
 from isac_gym import Scenario
 from isac_gym.agents import PrimalDual
 from isac_gym.baselines import RZF
-from isac_gym.evaluation import judging
 from isac_gym.experiments import run_experiment
 from isac_gym.experiments.tradeoff import TradeOff
 from isac_gym.learning.labels import generate_labels, load_labels
@@ -66,8 +65,6 @@ LABELS = ("labels", "rzf", "--count", "5", "--shard-size", "2")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
-    # Without the repeated calls that only measure time, two seconds a point.
-    monkeypatch.setattr(judging, "_measure_latency", lambda *_: 1e-3)
     return tmp_path
 
 

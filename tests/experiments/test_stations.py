@@ -40,12 +40,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_agent(tmp_path_factory.mktemp("agents") / "agent.zip")
 
 
-@pytest.fixture(autouse=True)
-def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the repeated calls that only measure time."""
-    monkeypatch.setattr(judging, "_measure_latency", lambda *_: 1e-3)
-
-
 # What stations achieve
 
 

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 import isac_gym
 from isac_gym import RayleighChannel, RicianChannel, Scenario
 from isac_gym.baselines import joint_upper_bound
-from isac_gym.evaluation import evaluation_set, judging
+from isac_gym.evaluation import evaluation_set
 from isac_gym.experiments import run_experiment
 from isac_gym.experiments.style import save_figure
 from isac_gym.experiments.tradeoff import FACTORS, TradeOff
@@ -62,14 +62,6 @@ class Found:
         """The points of a design, by threshold."""
         found = [point for point in self.points if point.design == design]
         return sorted(found, key=lambda point: point.threshold or 0.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_latency() -> Any:
-    """Without the repeated calls that only measure time, two seconds a point."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging, "_measure_latency", lambda *_: 1e-3)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -387,7 +387,7 @@ def test_weights_that_are_not_finite_are_refused(saved: Path, tmp_path: Path) ->
         PrimalDual.load(pack(tmp_path / "nan.zip", parts), make())
 
 
-UNFOLDED: dict[str, Any] = {"width": 8, "stages": ((15.0, 1), (30.0, 2))}
+UNFOLDED: dict[str, Any] = {"width": 8, "stages": ((6.0, 1), (6.0, 2))}
 
 
 @pytest.mark.parametrize(
@@ -408,8 +408,8 @@ def test_an_unfolded_agent_of_another_kind_is_refused(
     "change",
     [
         lambda meta: meta["config"]["options"].update(width=9),
-        lambda meta: meta["config"]["options"].update(stages=[[15.0, 1]]),
-        lambda meta: meta["config"]["options"].update(stages=[[15.0, 1], [30.0, 3]]),
+        lambda meta: meta["config"]["options"].update(stages=[[6.0, 1]]),
+        lambda meta: meta["config"]["options"].update(stages=[[6.0, 1], [6.0, 3]]),
         lambda meta: meta["config"]["options"].update(width=10**9),
         lambda meta: meta["config"].update(snr_range_db=[0.0, 10.0]),
     ],
