@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ import torch
 
 # `import reference` must find tests/reference.py from every folder below tests/.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+# Each size of array takes half a minute to compile. The tests of what is compiled ask for it, and
+# establish that it computes what tensors do.
+os.environ.setdefault("ISAC_GYM_COMPILED", "pairs")
 
 # Test workers whose torch threads compete for the cores are many times slower.
 torch.set_num_threads(1)

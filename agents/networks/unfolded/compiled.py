@@ -5,6 +5,7 @@ It contains the loop over pairs of directions, so the matrices of a block never 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -168,9 +169,19 @@ def _to_streams(shape: torch.Size, now: Floats, then: Floats) -> tuple[Tensor, T
     return new, old
 
 
-@lru_cache(maxsize=64)
 def compile_stage(sensing: CoarseSensing) -> CompiledStage | None:
-    """The compiled loop for a sensing loss, or None where there is none; it is made once."""
+    """The compiled loop for a sensing loss, or None where there is none; it is made once.
+
+    With ``ISAC_GYM_COMPILED=pairs`` in the environment there is none: for a size of array that was
+    not met before it takes half a minute to compile, which few evaluations are not worth.
+    """
+    if os.environ.get("ISAC_GYM_COMPILED") == "pairs":
+        return None
+    return _make_stage(sensing)
+
+
+@lru_cache(maxsize=64)
+def _make_stage(sensing: CoarseSensing) -> CompiledStage | None:
     pairs, model = sensing.coarse.compiled, sensing.model
     if pairs is None or sensing.coarse.cross_correlation_form != "grid_abs":
         return None

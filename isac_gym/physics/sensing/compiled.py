@@ -1,7 +1,8 @@
 """The sum over pairs of directions as a compiled loop: several times faster than tensor operations.
 
 Used on the CPU in single precision when Numba is installed (extra ``fast``), on grids that are
-symmetric about 0. Setting the environment variable ``ISAC_GYM_COMPILED=0`` turns it off. Besides
+symmetric about 0. The environment variable ``ISAC_GYM_COMPILED=0`` turns it off, and with it all
+other compiled loops; ``ISAC_GYM_COMPILED=pairs`` leaves it alone and turns off the others. Besides
 the reduction to real numbers it folds the grid by parity: ã(-θ) differs from ã(θ) by the sign of
 its sine parts, so four pairs of directions share their products.
 """

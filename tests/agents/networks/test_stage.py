@@ -518,8 +518,57 @@ def test_the_compiled_stage_agrees_with_tensors_in_double_precision(
         np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))
 
 
-def test_one_start_expanded_to_a_batch() -> None:
+@pytest.mark.parametrize(
+    ("size", "columns", "cells", "degrees", "scale"),
+    [(12, 12, 2, 6.0, 1.0), (4, 2, 1, 6.0, "optimal")],
+    ids=["usual", "few-streams"],
+)
+def test_the_compiled_steps_agree_with_tensors_in_double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    columns: int,
+    cells: int,
+    degrees: float,
+    scale: Scale,
+) -> None:
+    """With any resolvent, as the stations of several cells set it."""
     pytest.importorskip("numba")
+    monkeypatch.delenv("ISAC_GYM_COMPILED", raising=False)
+    _, controls, V, old = stage_of(size, columns, cells, 3, fixed=False)
+    rng = np.random.default_rng(2)
+    drawn = torch.from_numpy(reference.complex_normal(rng, *V.shape[:2], size, size))
+    resolvent = torch.linalg.inv(torch.eye(size) + 0.3 * drawn @ drawn.mH)
+    groups = GROUPS[:cells]
+    exact = CoarseSensing(model_of(size, scale=scale, targets=groups), degrees, 10.0)
+    expected = descend(exact, V, old, resolvent, controls, 1.1)
+    sensing = CoarseSensing(
+        model_of(size, scale=scale, targets=groups, dtype=torch.float32), degrees, 10.0
+    )
+    lowered = dataclasses.replace(
+        controls,
+        **{name: single(getattr(controls, name)) for name in ("outputs", "tempo", "price")},
+        smoothing=single(controls.smoothing),
+    )
+    given = single(V).mT.contiguous().mT, single(old), single(resolvent).mT.contiguous().mT
+    copies = [value.clone() for value in given]
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("the tensors' path was taken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CoarseSensing, "gradient", refused)
+        found = descend(sensing, *given, lowered, 1.1)
+    for value, copy in zip(given, copies, strict=True):
+        assert torch.equal(value, copy)
+    for value, wanted in zip(found, expected, strict=True):
+        assert value.shape == wanted.shape
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))
+    assert float((expected[0] - V).abs().max()) > 0.05 * float(V.abs().max())
+
+
+def test_one_start_expanded_to_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.delenv("ISAC_GYM_COMPILED", raising=False)
     drawn, controls, V, _ = stage_of(4, 2, 1, 1, fixed=False)
     sensing = CoarseSensing(model_of(4, targets=(TARGETS,), dtype=torch.float32), 6.0, 10.0)
     tensors = dataclasses.asdict(drawn.downlink())
