@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from isac_gym.agents.translated import translate_model
 from isac_gym.learning.archive import META_NAME, read_kind
-from isac_gym.learning.checkpoint import CHECKPOINT_KIND
 from isac_gym.learning.labels import MANIFEST_NAME
 from isac_gym.learning.pretrained import PREFIX, find_pretrained
 from isac_gym.policy import Policy
@@ -131,7 +130,9 @@ def prepare_agent(
     is_trained = getattr(agent, "num_timesteps", 0) > 0
     can_learn = callable(getattr(agent, "learn", None))
     needs_training = is_made and can_learn and not is_trained
-    return PreparedAgent(name, translate_model(agent, env), needs_training=needs_training)
+    if not needs_training:
+        agent = translate_model(agent, env)
+    return PreparedAgent(name, agent, needs_training=needs_training)
 
 
 def load_agent(
@@ -240,7 +241,7 @@ def _list_members(source: Path) -> set[str]:
 def _find_class(source: Path) -> Any:
     """The registered class whose files say what an archive says."""
     kind = read_kind(source)
-    if kind == CHECKPOINT_KIND:
+    if isinstance(kind, str) and kind.endswith("checkpoint"):
         raise ValueError(
             f"{source}: not a saved agent, but the checkpoint of a training: end the training, and "
             "give the agent that it saves"
@@ -289,7 +290,13 @@ def _find_sb3_class(source: Path) -> Any:
     if {"constraint_form", "multipliers"} <= data.keys():
         import isac_gym.rl
 
-        return getattr(isac_gym.rl, f"{name}Lagrangian")
+        found = getattr(isac_gym.rl, f"{name}Lagrangian", None)
+        if found is not None:
+            return found
+        raise ValueError(
+            f"{source}: class of the Lagrangian {name} must be given, as in "
+            f"my_module:MyAlgorithm@{source}"
+        )
     return getattr(importlib.import_module(library), name)
 
 

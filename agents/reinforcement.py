@@ -20,6 +20,7 @@ from isac_gym.learning.archive import read_archive, select_prefix, write_archive
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
 from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
+from isac_gym.rl.keeping import learn_with_checkpoint
 from isac_gym.rl.making import ALGORITHMS, ReinforcementSettings, make_model
 from isac_gym.rl.state import copy_tensor
 from isac_gym.rl.watching import DeviationSchedule, RolloutWatcher
@@ -117,8 +118,8 @@ class Reinforcement(SystemPolicy):
     Attributes:
         model: The model of Stable-Baselines3.
         inner: The system in whose observations and actions it learns.
-        channels_seen: Blocks that it has learned from.
-        training_seconds: Time that its training took.
+        channels_seen: Blocks that it has learned from; None before a training.
+        training_seconds: Time that this took, without that before a resumption.
     """
 
     kind: ClassVar[str] = "Reinforcement"
@@ -146,12 +147,13 @@ class Reinforcement(SystemPolicy):
         self.inner = ISACSystem(scenario, self.system.chosen_constraints, device=self.system.device)
         self.translation = Translation(self.system, self.inner)
         self.constraints = tuple(
-            f"constraint_{name}"
+            entry
             for name, each in self.inner.constraints.items()
             if each.can_be_exceeded(scenario)
+            for entry in _list_entries(name, scenario.num_cells)
         )
-        self.channels_seen = 0
-        self.training_seconds = 0.0
+        self.channels_seen: int | None = None
+        self.training_seconds: float | None = None
         self.model = self._make_model(self._make_env(1))  # for its policy
 
     @property
@@ -161,7 +163,10 @@ class Reinforcement(SystemPolicy):
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Multipliers by the name of the constraint, in bit/s/Hz for a relative unit of excess."""
+        """Multipliers by the name of the constraint, in bit/s/Hz for a relative unit of excess.
+
+        With several cells there is one a station, of which ``[j]`` says the number.
+        """
         if not self.is_lagrangian:
             return {}
         held = self.model.multipliers
@@ -176,7 +181,7 @@ class Reinforcement(SystemPolicy):
         tensorboard_log: str | Path | None = None,
         checkpoint: str | Path | None = None,
     ) -> _Self:
-        """Train.
+        """Train; an agent that has learned before, or was loaded, goes on from its weights.
 
         Args:
             timesteps: Blocks to learn from; None means those of the settings.
@@ -184,8 +189,9 @@ class Reinforcement(SystemPolicy):
             callback: Called with a :class:`~isac_gym.learning.progress.TrainingProgress` after
                 every rollout, whose iterations are blocks; returning False ends the training.
             tensorboard_log: Folder for TensorBoard, or None.
-            checkpoint: File to save to as training goes, and to go on from if it exists; for
-                Lagrangian algorithms.
+            checkpoint: File to save to as training goes, and to go on from if it exists. Lagrangian
+                algorithms end bit for bit where an uninterrupted training does; others go on with
+                other random numbers, and with an empty replay buffer if they have one.
 
         Returns:
             The agent itself.
@@ -198,7 +204,11 @@ class Reinforcement(SystemPolicy):
         check_integer("timesteps", total, 1)
         title = f"{self.algorithm}, {self.inner.scenario.control} control"
         envs = self._make_env(self.settings.num_envs, is_training=True)
-        self.model = self._make_model(envs)
+        before, self.model = self.model, self._make_model(envs)
+        self.model.policy.load_state_dict(before.policy.state_dict())
+        if self.is_lagrangian:
+            for name, held in before.multipliers.items():
+                self.model.multipliers[name].load_state_dict(held.state_dict())
         begin = time.perf_counter()
         with report_progress(progress_bar, tensorboard_log, callback, title) as report:
             report.begin()
@@ -220,14 +230,36 @@ class Reinforcement(SystemPolicy):
             if self.algorithm.startswith("ppo"):
                 held = self.settings
                 callbacks.append(DeviationSchedule(held.deviation, held.final_deviation))
-            options: dict[str, Any] = {}
-            if self.is_lagrangian and checkpoint is not None:
-                interval = self.settings.checkpoint_interval
-                options = {"checkpoint": checkpoint, "checkpoint_interval": interval}
-            self.model.learn(total, callback=callbacks, **options)
-        self.channels_seen = int(self.model.num_timesteps)
-        self.training_seconds += time.perf_counter() - begin
+            identity = {**self._identify(), "timesteps": total}
+            interval = self.settings.checkpoint_interval
+            if self.is_lagrangian:
+                self.model.learn(
+                    total,
+                    callback=callbacks,
+                    checkpoint=checkpoint,
+                    checkpoint_interval=interval,
+                    identity=identity,
+                )
+            else:
+                learn_with_checkpoint(self.model, total, callbacks, checkpoint, interval, identity)
+        self.channels_seen = (self.channels_seen or 0) + int(self.model.num_timesteps)
+        self.training_seconds = (self.training_seconds or 0.0) + time.perf_counter() - begin
         return self
+
+    def _identify(self) -> dict[str, Any]:
+        """What tells this agent from others, as plain JSON types."""
+        return {
+            "algorithm": self.algorithm,
+            "settings": dataclasses.asdict(self.settings),
+            "agent_seed": self.seed,
+            "scenario": self.scenario.to_dict(),
+            "control": self.inner.scenario.control,
+            "observation": self.inner.scenario.observation,
+            "channel_model": CHANNELS.describe(self.channel_model),
+            "chosen_constraints": [
+                CONSTRAINTS.describe(each) for each in self.system.chosen_constraints
+            ],
+        }
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """Actions (n, A) for observations (n, N)."""
@@ -247,15 +279,11 @@ class Reinforcement(SystemPolicy):
         state = {name: copy_tensor(v) for name, v in self.model.policy.state_dict().items()}
         meta = {
             "kind": self.kind,
-            "algorithm": self.algorithm,
-            "settings": dataclasses.asdict(self.settings),
-            "seed": self.seed,
-            "scenario": self.scenario.to_dict(),
-            "control": self.inner.scenario.control,
-            "observation": self.inner.scenario.observation,
-            "channel_model": CHANNELS.describe(self.channel_model),
-            "constraints": [CONSTRAINTS.describe(each) for each in self.system.chosen_constraints],
-            "multipliers": self.multipliers,
+            **self._identify(),
+            "multipliers": {
+                name: held.state_dict()
+                for name, held in (self.model.multipliers if self.is_lagrangian else {}).items()
+            },
             "channels_seen": self.channels_seen,
             "training_seconds": self.training_seconds,
             "notes": notes,
@@ -288,17 +316,19 @@ class Reinforcement(SystemPolicy):
                 meta["algorithm"],
                 control=meta["control"],
                 observation=meta["observation"],
-                seed=meta["seed"],
+                seed=meta["agent_seed"],
                 device=device,
                 **meta["settings"],
             )
             if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
                 raise ValueError("weights must be finite")
             agent.model.policy.load_state_dict(select_prefix(tensors, "policy."))
-            for name, value in meta["multipliers"].items():
-                agent.model.multipliers[f"constraint_{name}"].value = float(value)
-            agent.channels_seen = int(meta["channels_seen"])
-            agent.training_seconds = float(meta["training_seconds"])
+            for name, state in meta["multipliers"].items():
+                # Acting does not need them; another environment may have other constraints.
+                if name in agent.constraints:
+                    agent.model.multipliers[name].load_state_dict(state)
+            agent.channels_seen = meta["channels_seen"]
+            agent.training_seconds = meta["training_seconds"]
         except (KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{path}: saved for another scenario, or damaged ({error!r})"
@@ -331,6 +361,12 @@ class Reinforcement(SystemPolicy):
         )
 
 
+def _list_entries(name: str, cells: int) -> list[str]:
+    """Entries of ``info`` that hold a constraint, one a station."""
+    entry = f"constraint_{name}"
+    return [entry] if cells == 1 else [f"{entry}[{station}]" for station in range(cells)]
+
+
 def _make_settings(changes: Mapping[str, Any]) -> ReinforcementSettings:
     known = [field.name for field in dataclasses.fields(ReinforcementSettings)]
     unknown = sorted(set(changes) - set(known))
@@ -352,7 +388,7 @@ def _choose_spaces(scenario: Scenario, control: str | None, observation: str | N
 
 def _make_saved_env(meta: Mapping[str, Any]) -> Any:
     """An environment like that which an agent was saved for."""
-    constraints = [CONSTRAINTS.restore(each) for each in meta["constraints"]]
+    constraints = [CONSTRAINTS.restore(each) for each in meta["chosen_constraints"]]
     return ISACEnv(
         Scenario.from_dict(meta["scenario"]),
         channel_model=CHANNELS.restore(meta["channel_model"]),

@@ -61,7 +61,7 @@ def translate_model(model: Any, env: Any) -> Any:
 
     Raises:
         ValueError: If its spaces are none of the scenario's with any control mode or kind of
-            observation.
+            observation, or those of several.
     """
     shapes = [_get_shape(model, name) for name in ("observation_space", "action_space")]
     base = getattr(env, "unwrapped", env)
@@ -71,6 +71,7 @@ def translate_model(model: Any, env: Any) -> Any:
     scenario = system.scenario
     if shapes == _list_shapes(system):
         return model
+    fitting = []
     for control in get_args(Control):
         for observation in get_args(ObservationKind):
             try:
@@ -78,7 +79,15 @@ def translate_model(model: Any, env: Any) -> Any:
             except ValueError:  # there is no such pair
                 continue
             if shapes == _list_shapes(ISACSystem(other)):
-                return Translated(env, model, control, observation)
+                fitting.append((control, observation))
+    if len(fitting) == 1:
+        return Translated(env, model, *fitting[0])
+    if fitting:
+        pairs = " or ".join(f"control={c!r}, observation={o!r}" for c, o in fitting)
+        raise ValueError(
+            f"spaces of the model must be of one control and observation, but are of {pairs}: wrap "
+            "it in isac_gym.agents.translated.Translated(env, model, control, observation)"
+        )
     raise not_allowed(
         "spaces of the model",
         f"observations of shape {shapes[0]} and actions of shape {shapes[1]}",

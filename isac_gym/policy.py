@@ -124,7 +124,6 @@ class Translation:
                 "scenario must be the policy's but for control and observation, got another: "
                 f"{_name_differences(own.replace(**spaces), met)}"
             )
-        self.is_needed = own != met
         if own.observation != met.observation and met.observation != "channels":
             raise not_allowed(
                 "observation", met.observation, f"'channels' or {own.observation!r} for this policy"

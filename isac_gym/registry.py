@@ -90,6 +90,7 @@ class Registry:
                     point.name,
                     f"from the installed package{package}",
                     point.value,
+                    observations=("channels", "features"),
                     is_default=False,
                 )
         return ranked
@@ -212,7 +213,14 @@ class Registry:
                 return entry
         target = target or own
         reference = bool(getattr(found, "is_reference", False))
-        return Entry(target, "", target, learns=hasattr(found, "learn"), is_reference=reference)
+        return Entry(
+            target,
+            "",
+            target,
+            observations=("channels", "features"),  # what it is for, it does not say
+            learns=hasattr(found, "learn"),
+            is_reference=reference,
+        )
 
     def _list_known(self) -> dict[str, Entry]:
         """The entries of the package and of imported modules, by rank."""
@@ -264,9 +272,9 @@ def register_agent(name: str, description: str, **traits: Any) -> Callable[[_T],
     Args:
         name: Its name.
         description: One line for lists.
-        **traits: ``options``, ``controls``, ``radars``, ``learns``, ``is_reference``,
-            ``is_default`` (whether it is compared unless agents are chosen by name) and ``rank`` of
-            :class:`Entry`; literals, in the package's own files.
+        **traits: ``options``, ``controls``, ``radars``, ``observations``, ``learns``,
+            ``is_reference``, ``is_default`` (whether it is compared unless agents are chosen by
+            name) and ``rank`` of :class:`Entry`; literals, in the package's own files.
     """
     return lambda found: AGENTS.add(found, name, description, **traits)
 

@@ -81,8 +81,8 @@ class Scenario:
             the value that minimises the beampattern error.
         control: What the communication part of an action means: ``"power"`` (K powers along
             fixed directions), ``"amplitude"`` (real M_C x K weights), ``"beamforming"``
-            (complex M_C x K weights), or ``"structured"`` (a few numbers a user in formulas that
-            the optimum obeys; see :mod:`isac_gym.physics.structure`).
+            (complex M_C x K weights), or ``"structured"`` (a few numbers a user in formulas of
+            known structure; see :mod:`isac_gym.physics.structure`).
         precoder_directions: Directions for ``control="power"``.
         radar: ``"learned"``: the action holds the radar streams; ``"fixed"``: the station uses
             the covariance with the smallest sensing loss.

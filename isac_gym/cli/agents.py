@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from pathlib import Path
@@ -85,11 +86,15 @@ def train(
     prepared.train(
         progress_bar=True, callback=callback, tensorboard_log=tensorboard, checkpoint=checkpoint
     )
+    notes = {"command": shlex.join(["isac-gym", *sys.argv[1:]])}
+    takes_notes = any(
+        parameter.kind is parameter.VAR_KEYWORD
+        for parameter in inspect.signature(agent.save).parameters.values()
+    )
+    agent.save(output, **(notes if takes_notes else {}))
     if isinstance(agent, LearningAgent):
-        agent.save(output, command=shlex.join(["isac-gym", *sys.argv[1:]]))
         agent.forget_checkpoint(checkpoint)
     else:
-        agent.save(output)
         checkpoint.unlink(missing_ok=True)
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():

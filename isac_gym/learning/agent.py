@@ -249,7 +249,7 @@ class LearningAgent(SystemPolicy):
             loss = self._make_loss()
             report.begin()
             self.calibrated = None  # the policy meets the multipliers of the training
-            train(
+            done = train(
                 self.network,
                 loss,
                 settings,
@@ -259,7 +259,7 @@ class LearningAgent(SystemPolicy):
                 checkpoint=checkpoint,
                 checkpoint_every=checkpoint_every,
             )
-        self.channels_seen = self._count_channels(config.iterations)
+        self.channels_seen = self._count_channels(done)
         self.training_seconds = time.perf_counter() - begin
         if config.calibration_channels and self.has_price:
             try:

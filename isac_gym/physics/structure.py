@@ -1,10 +1,11 @@
-r"""Designs of the structure that the joint optimum has, set by three numbers a user.
+r"""Designs of a structure that needs three numbers a user.
 
-Every Pareto-optimal precoder has the directions F_k ∝ (I + Σ_l λ_l/σ_l² g_l* g_lᵀ)⁻¹ g_k* for dual
-powers λ >= 0 with Σ λ_l = P_C, where σ_l² is the noise and radar power at user l (Björnson,
-Bengtsson and Ottersten, 2014). The waveform is the best beampattern's, turned away from users by
-weights w >= 0: V ∝ (I + Σ_l w_l f_l* f_lᵀ)⁻¹ V_best. So a station's 2·K·(M_C + M_R) numbers or more
-become 3·K, none of which depends on the phases of channels or on the order of antennas.
+For one cell, and a waveform that is given, every Pareto-optimal precoder has the directions
+F_k ∝ (I + Σ_l λ_l/σ_l² g_l* g_lᵀ)⁻¹ g_k* for dual powers λ >= 0 with Σ λ_l = P_C, where σ_l² is the
+noise and radar power at user l (Björnson, Bengtsson and Ottersten, 2014). The waveform is the best
+beampattern's, turned away from users by weights w >= 0: V ∝ (I + Σ_l w_l f_l* f_lᵀ)⁻¹ V_best. So
+the 2·(K·M_C + r·M_R) numbers of a station become 3·K, none of which depends on the phases of
+channels. With several cells a station's precoder takes no heed of the users of others.
 """
 
 from __future__ import annotations

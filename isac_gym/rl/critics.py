@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +29,9 @@ class CostCritics(nn.Module):
         super().__init__()
         self._space = policy.observation_space
         self._normalize_images = policy.normalize_images
-        arch = policy.net_arch
-        widths = list(arch.get("vf", [])) if isinstance(arch, dict) else list(arch)
-        self.networks = nn.ModuleList()
-        for _ in range(num_constraints):
-            extractor = policy.make_features_extractor()
-            layers = create_mlp(extractor.features_dim, 1, widths, policy.activation_fn)
-            self.networks.append(nn.Sequential(extractor, *layers))
+        # A policy whose critic is no fully connected network says how to make another.
+        make = getattr(policy, "make_critic", None) or partial(_make_critic, policy)
+        self.networks = nn.ModuleList(make() for _ in range(num_constraints))
         self.to(policy.device)
         options: dict[str, Any] = policy.optimizer_kwargs
         self.optimizer = policy.optimizer_class(
@@ -47,6 +44,14 @@ class CostCritics(nn.Module):
         """Values of n observations, (n, m)."""
         given = preprocess_obs(observations, self._space, normalize_images=self._normalize_images)
         return torch.cat([network(given) for network in self.networks], dim=1)
+
+
+def _make_critic(policy: ActorCriticPolicy) -> nn.Module:
+    arch = policy.net_arch
+    widths = list(arch.get("vf", [])) if isinstance(arch, dict) else list(arch)
+    extractor = policy.make_features_extractor()
+    layers = create_mlp(extractor.features_dim, 1, widths, policy.activation_fn)
+    return nn.Sequential(extractor, *layers)
 
 
 class ActionCostCritics(nn.Module):

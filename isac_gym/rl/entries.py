@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def read_entries(
     Args:
         vec_env: The environment, which may be wrapped.
         infos: What its last step has returned, one mapping an environment.
-        names: Names of m entries, each a number.
+        names: Names of m entries, each a number; ``name[j]`` is part j of an entry of several, such
+            as the constraint of station j.
 
     Returns:
         The entries, (n_envs, m).
@@ -37,19 +39,29 @@ def read_entries(
     while isinstance(innermost, VecEnvWrapper):
         innermost = innermost.venv
     held = getattr(innermost, "step_info", None)
-    columns = [
-        _read_list(infos, name) if held is None else _read_mapping(held, name) for name in names
-    ]
+    columns = []
+    for name in names:
+        entry, part = _split_name(name)
+        column = _read_list(infos, entry) if held is None else _read_mapping(held, entry)
+        if part is not None and column.ndim == 2 and part < column.shape[1]:
+            column = column[:, part]
+        columns.append(column)
     found = np.empty((len(infos), len(names)), np.float32)
     for index, (name, column) in enumerate(zip(names, columns, strict=True)):
         if column.shape != (len(infos),):
-            allowed = f"numbers, one for each of {len(infos)} environments"
+            allowed = f"numbers, one for each of {len(infos)} environments (or name[j], part j)"
             raise ValueError(f"entry {name!r} must be {allowed}, got the shape {column.shape}")
         found[:, index] = column
     if not np.isfinite(found).all():
         name = names[int(np.flatnonzero(~np.isfinite(found).all(0))[0])]
         raise ValueError(f"entry {name!r} must be finite, got {found[:, names.index(name)]}")
     return found
+
+
+def _split_name(name: str) -> tuple[str, int | None]:
+    """Name of an entry and number of a part: ``name[2]`` is part 2."""
+    found = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    return (name, None) if found is None else (found[1], int(found[2]))
 
 
 def _read_mapping(held: Mapping[str, Any], name: str) -> npt.NDArray[Any]:

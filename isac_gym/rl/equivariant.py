@@ -141,6 +141,18 @@ class _UserHeads(nn.Module):
         return latent
 
 
+class _UserCritic(nn.Module):
+    """What a critic makes of every user by itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.silu(self.layer(features.unflatten(-1, (-1, self.width))))
+
+
 class _UserActions(nn.Module):
     """Numbers of every user in the order of an action: station after station, kind after kind."""
 
@@ -178,7 +190,8 @@ class UserPolicy(ActorCriticPolicy):
         **kwargs: As of stable-baselines3's ``ActorCriticPolicy``.
 
     Raises:
-        ValueError: If the extractor is another, or actions are not the same numbers for every user.
+        ValueError: If the extractor is another, actions are not the same numbers for every user, or
+            ``use_sde`` is asked for.
     """
 
     log_std: nn.Parameter
@@ -190,6 +203,8 @@ class UserPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("use_sde"):
+            raise not_allowed("use_sde", True, "False for this policy")
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -207,6 +222,7 @@ class UserPolicy(ActorCriticPolicy):
                 "action_space", self.action_space, f"some numbers for each of {users} users"
             )
         kinds = numbers // users
+        self._width = extractor.width
         self._repeats = extractor.layout.own_users
         self._cells = extractor.cells
         actions = _UserActions(extractor.width, kinds, extractor.cells)
@@ -227,6 +243,12 @@ class UserPolicy(ActorCriticPolicy):
         self.optimizer = make_optimiser(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
+
+    def make_critic(self) -> nn.Module:
+        """Another critic like its own, from observations to values (n, 1)."""
+        width = self._width
+        extractor = self.make_features_extractor()
+        return nn.Sequential(extractor, _UserCritic(width), _NetworkValue(width))
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         mean = self.action_net(latent_pi)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -22,6 +23,7 @@ from isac_gym.rl.multipliers import Multiplier, PlainMultiplier
 from isac_gym.rl.state import (
     copy_tensor,
     flatten_state,
+    follow_name,
     get_random_state,
     restore_state,
     set_random_state,
@@ -107,6 +109,7 @@ class Lagrangian(BaseAlgorithm):
         self._rollout_is_whole = True
         self._pending_random: tuple[dict[str, Any], dict[str, Tensor]] | None = None
         self._checkpoint: tuple[Path, int] | None = None
+        self._told_identity: dict[str, Any] = {}
         super().__init__(policy, env, **settings)
 
     def learn(
@@ -119,6 +122,7 @@ class Lagrangian(BaseAlgorithm):
         progress_bar: bool = False,
         checkpoint: str | Path | None = None,
         checkpoint_interval: int = 1,
+        identity: Mapping[str, Any] | None = None,
     ) -> _Self:
         """Train.
 
@@ -134,6 +138,9 @@ class Lagrangian(BaseAlgorithm):
                 between rollouts and at the end, whole or not at all. It holds what
                 :meth:`get_state` says.
             checkpoint_interval: Rollouts from one writing to the next.
+            identity: What tells this training from others beyond its own settings, as plain JSON
+                types, such as the environment's and those of schedules; a checkpoint of another one
+                is refused.
 
         Returns:
             The algorithm.
@@ -144,6 +151,7 @@ class Lagrangian(BaseAlgorithm):
         """
         interval = check_integer("checkpoint_interval", checkpoint_interval, 1)
         path = None if checkpoint is None else Path(checkpoint)
+        self._told_identity = json.loads(json.dumps(dict(identity or {})))
         if path is not None and path.exists():
             self._resume(path)
             total_timesteps = max(0, total_timesteps - self.num_timesteps)
@@ -238,17 +246,18 @@ class Lagrangian(BaseAlgorithm):
     def _list_parts(self) -> dict[str, Any]:
         """Modules and optimisers by name."""
         names, _ = self._get_torch_save_params()
-        return {name: _follow(self, name) for name in names}
+        return {name: follow_name(self, name) for name in names}
 
     def _list_variables(self) -> dict[str, Tensor]:
         """Tensors of their own by name."""
         _, names = self._get_torch_save_params()
-        return {name: _follow(self, name) for name in names}
+        return {name: follow_name(self, name) for name in names}
 
     def _identify(self) -> dict[str, Any]:
         """What tells this training from others."""
         settings = {name: getattr(self, name, None) for name in _SETTINGS}
         return {
+            **self._told_identity,
             "class": type(self).__name__,
             "constraints": list(self.constraints),
             "multipliers": {name: each.describe() for name, each in self.multipliers.items()},
@@ -319,7 +328,12 @@ class Lagrangian(BaseAlgorithm):
         super()._setup_model()  # type: ignore[safe-super]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_pending_random", "_checkpoint"]
+        return [
+            *super()._excluded_save_params(),
+            "_pending_random",
+            "_checkpoint",
+            "_told_identity",
+        ]
 
 
 def _distribute(
@@ -338,13 +352,6 @@ def _distribute(
         allowed = f"a Multiplier, or a mapping to one from each of {list(names)}"
         raise not_allowed("multiplier", given, allowed)
     return {name: copy.deepcopy(given[name]) for name in names}
-
-
-def _follow(held: Any, name: str) -> Any:
-    """An attribute by a name with dots."""
-    for part in name.split("."):
-        held = getattr(held, part)
-    return held
 
 
 def _observation_to_tensors(observation: Any) -> dict[str, Tensor]:

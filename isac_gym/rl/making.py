@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
 from isac_gym.rl.equivariant import UserPolicy, make_policy_kwargs
@@ -16,7 +18,7 @@ from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.sac import SACLagrangian
 from isac_gym.system.downlink import find_system
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_integer, check_real, not_allowed
 
 __all__ = ["ALGORITHMS", "ReinforcementSettings", "make_model"]
 
@@ -41,7 +43,7 @@ class ReinforcementSettings:
         epochs: Passes over these blocks; on-policy algorithms.
         clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
         deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
-            on-policy algorithms.
+            on-policy algorithms. That of the noise of ``"td3"``.
         final_deviation: The same at the end. It falls with the logarithm's straight line, so that
             what was learned with noise holds for the policy without.
         gradient_steps: Gradient steps after each step of the environments; others.
@@ -92,7 +94,7 @@ class ReinforcementSettings:
             "width",
             "checkpoint_interval",
         ):
-            check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 2 if name == "batch_size" else 1)
         for name in (
             "learning_rate",
             "final_learning_rate",
@@ -101,9 +103,12 @@ class ReinforcementSettings:
             "deviation",
             "final_deviation",
         ):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0.0 < value < float("inf")):
-                raise not_allowed(name, value, "a finite number > 0")
+            check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0)
+        for name in ("multiplier_gain", "initial_multiplier"):
+            check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0)
+        if self.penalty is not None:
+            allowed = "None or a finite number >= 0"
+            check_real("penalty", self.penalty, allowed, lambda x: x >= 0)
         if self.num_envs * self.rollout_length % self.batch_size:
             raise not_allowed(
                 "batch_size",
@@ -149,7 +154,7 @@ def make_model(
         multipliers = {
             name: PIDMultiplier(
                 settings.multiplier_step,
-                settings.initial_multiplier * (name == "constraint_sensing"),
+                settings.initial_multiplier * name.startswith("constraint_sensing"),
                 settings.multiplier_gain,
                 smoothing=0.5,
             )
@@ -177,6 +182,12 @@ def make_model(
         )
     others = {"sac": SAC, "td3": TD3, "sac-lagrangian": SACLagrangian}
     kind = _load_tqc() if algorithm == "tqc" else others[algorithm]
+    if algorithm == "td3":  # whose policy explores by nothing else
+        size = envs.action_space.shape[0]
+        spread = settings.deviation * np.ones(size)
+        common["action_noise"] = NormalActionNoise(np.zeros(size), spread)
+    if is_lagrangian:  # as often as on-policy algorithms step them
+        common["multiplier_interval"] = settings.num_envs * settings.rollout_length
     return kind(
         "MlpPolicy",
         envs,

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from isac_gym.learning.archive import select_prefix
 
 __all__ = [
+    "copy_tensor",
     "flatten_state",
+    "follow_name",
     "get_random_state",
     "restore_state",
     "set_random_state",
@@ -112,6 +114,13 @@ def set_random_state(
     torch.set_rng_state(tensors["random/torch"].cpu())
     if device.type == "cuda" and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"].cpu(), device)
+
+
+def follow_name(held: Any, name: str) -> Any:
+    """An attribute by a name with dots, such as ``policy.optimizer``."""
+    for part in name.split("."):
+        held = getattr(held, part)
+    return held
 
 
 def copy_tensor(value: Tensor) -> Tensor:

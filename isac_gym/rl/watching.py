@@ -14,7 +14,7 @@ __all__ = ["DeviationSchedule", "RolloutWatcher"]
 
 
 class RolloutWatcher(BaseCallback):
-    """Takes the means of rate and constraints over rollouts, until they are a hundredth of all.
+    """Takes the means of rate and constraints over about a hundredth of the training at a time.
 
     Args:
         show: Called with the blocks seen, the mean rate in bit/s/Hz, the means of the signed

@@ -203,7 +203,7 @@ class Codec:
         Args:
             action: Real tensor (..., A) within [-1, 1].
             estimates: Channels as observed, complex (..., J, J, K, M); the directions of power
-                control are computed from them.
+                control, and what structured control means, are computed from them.
 
         Returns:
             The transmission, in W and √W.

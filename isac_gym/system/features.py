@@ -20,8 +20,6 @@ from isac_gym.scenario import Scenario
 
 __all__ = ["FeatureLayout", "Features"]
 
-_TINY = 1e-12
-
 
 @dataclasses.dataclass(frozen=True)
 class FeatureLayout:
@@ -55,8 +53,8 @@ class FeatureLayout:
             users.insert(0, "gain")
             pairs.append("alignment")
         if scenario.radar == "learned":
-            users.append("echo")
-            pairs.append("echo_alignment")
+            users.append("even_radar")
+            pairs.append("radar_alignment")
         known = scenario.num_cells if places is None else places
         own = scenario.num_users
         return cls(own, own * known, tuple(users), tuple(pairs))
@@ -83,13 +81,13 @@ class Features:
     * ``gain``: what a user received of all of the communication power along its own channel,
       P_C‖g‖²;
     * ``radar``: of the station's best beampattern, ‖fᵀV_best‖²;
-    * ``echo``: of all of the radar power along its own channel, P_R‖f‖²/M_R;
+    * ``even_radar``: of a radar that radiates evenly, R = (P_R/M_R)·I, P_R‖f‖²/M_R;
     * ``stream``: of all of the communication power along an own user's direction,
       P_C abs(gᵀd_k)²; with ``control="power"``, in place of ``gain`` and ``alignment``;
 
     and the cosines between the channels of two users are
 
-    * ``alignment``: abs(g_kᴴg)/(‖g_k‖‖g‖), and ``echo_alignment``: abs(f_kᴴf)/(‖f_k‖‖f‖).
+    * ``alignment``: abs(g_kᴴg)/(‖g_k‖‖g‖), and ``radar_alignment``: abs(f_kᴴf)/(‖f_k‖‖f‖).
 
     What has to do with f is left out where the radar is fixed, except its power at the users.
 
@@ -152,4 +150,4 @@ def _align(channels: Tensor, own: int) -> Tensor:
     gram = torch.view_as_real(channels[..., :own, :].conj() @ channels.mT).square().sum(-1)
     strength = _square(channels)
     scale = strength[..., :own, None] * strength[..., None, :]
-    return (gram / scale.clamp_min(_TINY)).clamp(0.0, 1.0).sqrt()
+    return (gram / scale.clamp_min(torch.finfo(scale.dtype).tiny)).clamp(0.0, 1.0).sqrt()

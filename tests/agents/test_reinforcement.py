@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("stable_baselines3")
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.evaluation import compare
+from isac_gym.learning.checkpoint import CheckpointError
 from isac_gym.registry import AGENTS, make_agent
 
 NAMES = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
@@ -37,6 +39,11 @@ def make(**changes: Any) -> gym.Env[Any, Any]:
 
 def weights_of(agent: Reinforcement) -> torch.Tensor:
     return torch.cat([value.flatten() for value in agent.model.policy.state_dict().values()])
+
+
+def first_layer_of(agent: Reinforcement) -> torch.Tensor:
+    layer: torch.Tensor = agent.model.policy.state_dict()["features_extractor.enter.weight"]
+    return layer
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -129,6 +136,70 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     assert second.multipliers == whole.multipliers
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_a_killed_training_without_constraints_goes_on(name: str, tmp_path: Path) -> None:
+    env = make()
+    path = tmp_path / "checkpoint.zip"
+    settings = {**QUICK, "timesteps": 2048, "checkpoint_interval": 1}
+    first = make_agent(name, env, **settings)
+    first.learn(callback=lambda _: not path.exists(), checkpoint=path)
+    done = first.channels_seen
+    assert path.exists()
+    assert done < 2048
+    second = make_agent(name, env, **settings).learn(checkpoint=path)
+    assert 2048 <= second.channels_seen < 2048 + 128
+    third = make_agent(name, env, **settings).learn(checkpoint=path)  # it is over
+    assert torch.equal(weights_of(third), weights_of(second))
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo-lagrangian"])
+@pytest.mark.parametrize(
+    ("changes", "settings", "named"),
+    [
+        ({"snr_db": 0.0}, {}, "scenario"),
+        ({}, {"clip_range": 0.01}, "settings"),
+        ({}, {"timesteps": 1024}, "timesteps"),
+        ({"channel_model": "rician"}, {}, "channel_model"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    name: str,
+    changes: dict[str, Any],
+    settings: dict[str, Any],
+    named: str,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "checkpoint.zip"
+    make_agent(name, make(), **QUICK).learn(checkpoint=path)
+    other = make_agent(name, make(**changes), **{**QUICK, **settings})
+    with pytest.raises(CheckpointError, match=f"another .*{named}"):
+        other.learn(checkpoint=path)
+
+
+def test_a_loaded_agent_goes_on_from_its_weights(tmp_path: Path) -> None:
+    env = make()
+    agent = make_agent("ppo-lagrangian", env, **QUICK).learn()
+    agent.save(tmp_path / "agent.zip")
+    loaded = Reinforcement.load(tmp_path / "agent.zip", env)
+    fresh = make_agent("ppo-lagrangian", env, **{**QUICK, "learning_rate": 1e-6}).learn(128)
+    before = first_layer_of(loaded).clone()
+    loaded.settings = dataclasses.replace(loaded.settings, learning_rate=1e-6)
+    loaded.learn(128)
+    # With steps that small, each stays where it began.
+    torch.testing.assert_close(first_layer_of(loaded), before, rtol=0, atol=1e-4)
+    assert float((first_layer_of(fresh) - before).abs().max()) > 1e-3
+    assert loaded.channels_seen == agent.channels_seen + 128
+
+
+@pytest.mark.parametrize("name", ["ppo-lagrangian", "sac-lagrangian"])
+def test_every_station_has_a_multiplier(name: str) -> None:
+    env = make(num_cells=2)
+    agent = make_agent(name, env, **QUICK).learn()
+    assert set(agent.multipliers) == {"sensing[0]", "sensing[1]"}
+    assert agent.predict(env.reset(seed=0)[0])[0] in env.action_space
+
+
 def test_the_step_size_never_falls_below_its_end() -> None:
     agent = make_agent("ppo", make(), **QUICK)
     for remaining in (1.0, 0.5, 0.0, -0.3):
@@ -142,6 +213,10 @@ def test_the_step_size_never_falls_below_its_end() -> None:
         ("ppo", {}, {"algorithm": "dqn"}, "algorithm must be one of ppo"),
         ("ppo", {}, {"timesteps": 0}, "timesteps must be an integer >= 1, got 0"),
         ("ppo", {}, {"clip_range": -1.0}, "clip_range must be a finite number > 0, got -1"),
+        ("ppo", {}, {"multiplier_gain": -1.0}, "multiplier_gain must be a finite number >= 0"),
+        ("ppo", {}, {"penalty": -1.0}, "penalty must be None or a finite number >= 0, got -1"),
+        ("ppo", {}, {"learning_rate": True}, "learning_rate must be a finite number > 0, got True"),
+        ("ppo", {}, {"batch_size": 1}, "batch_size must be an integer >= 2, got 1"),
         ("ppo", {}, {"batch_size": 60}, "batch_size must be a divisor of .* = 128, got 60"),
         ("ppo", {}, {"policy": "cnn"}, "policy must be 'users' or 'mlp'"),
         ("ppo", {}, {"observation": "features", "control": "beamforming"}, "observation must be"),

@@ -41,6 +41,19 @@ def make_loop(mode: AutoresetMode, num: int = NUM, **changes: Any) -> VectorEnv[
 MAKERS = pytest.mark.parametrize("make", [make_native, make_loop], ids=["native", "loop"])
 
 
+@MAKERS
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_autoreset_mode_is_an_attribute(make: Any, mode: AutoresetMode) -> None:
+    for kind in (
+        vector.SafetyGymnasium,
+        vector.PenalisedReward,
+        vector.VectorReward,
+        vector.EpisodeCostStatistics,
+    ):
+        options = {"weights": 1.0} if kind is vector.PenalisedReward else {}
+        assert kind(make(mode), **options).autoreset_mode is mode
+
+
 def run(
     envs: Any, wrap_single: Callable[[Any], Any], steps: int = 4 * LENGTH, stagger: bool = True
 ) -> list[tuple[Any, list[Any]]]:

@@ -16,6 +16,7 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import PPO
 
 from isac_gym.envs.sb3 import make_sb3_env
+from isac_gym.rl.critics import CostCritics
 from isac_gym.rl.equivariant import UserExtractor, UserPolicy, make_policy_kwargs
 from isac_gym.system.features import FeatureLayout
 
@@ -113,6 +114,22 @@ def test_the_deviation_is_the_same_for_all_users_and_differs_by_kind() -> None:
     torch.testing.assert_close(deviation, expected)
 
 
+def test_another_critic_is_as_indifferent_to_the_order() -> None:
+    policy = policy_of()
+    extractor = policy.features_extractor
+    assert isinstance(extractor, UserExtractor)
+    users, pairs = features_of(extractor.layout, 4)
+    order = [2, 0, 1]
+    critic = policy.make_critic()
+    with torch.no_grad():
+        value = critic(join(users, pairs))
+        turned = critic(join(users[:, order], pairs[:, order][:, :, order]))
+    assert value.shape == (4, 1)
+    torch.testing.assert_close(turned, value)
+    critics = CostCritics(policy, 2, 1e-3)
+    assert critics(join(users, pairs)).shape == (4, 2)
+
+
 def test_it_learns_with_ppo() -> None:
     envs = make_sb3_env(64, **FEATURES, bootstraps=False)
     model = PPO(
@@ -142,6 +159,15 @@ def test_what_does_not_fit_is_refused() -> None:
     envs = make_sb3_env(2, **FEATURES)
     with pytest.raises(ValueError, match="width must be an integer >= 1, got 0"):
         make_policy_kwargs(envs.envs, 0)
+    with pytest.raises(ValueError, match="use_sde must be False"):
+        PPO(
+            UserPolicy,
+            envs,
+            n_steps=2,
+            batch_size=4,
+            use_sde=True,
+            policy_kwargs=make_policy_kwargs(envs.envs),
+        )
     with pytest.raises(ValueError, match="features_extractor_class must be UserExtractor"):
         PPO(UserPolicy, envs, n_steps=2, batch_size=4)
 

@@ -76,9 +76,9 @@ def test_every_feature_is_that_of_its_formula(mode: dict[str, Any], cells: int) 
             if "gain" in users:
                 power = scenario.comm_power * np.sum(np.abs(g[user]) ** 2)
                 assert users["gain"][at] == pytest.approx(decades(power, scenario))
-            if "echo" in users:
+            if "even_radar" in users:
                 power = scenario.radar_power / antennas * np.sum(np.abs(f[user]) ** 2)
-                assert users["echo"][at] == pytest.approx(decades(power, scenario))
+                assert users["even_radar"][at] == pytest.approx(decades(power, scenario))
             for own in range(scenario.num_users):
                 pair = (block, station, own, user)
                 if "stream" in pairs:
@@ -87,10 +87,10 @@ def test_every_feature_is_that_of_its_formula(mode: dict[str, Any], cells: int) 
                     assert pairs["stream"][pair] == pytest.approx(decades(power, scenario))
                 else:
                     assert pairs["alignment"][pair] == pytest.approx(cosine(g[own], g[user]))
-                if "echo_alignment" in pairs:
-                    assert pairs["echo_alignment"][pair] == pytest.approx(cosine(f[own], f[user]))
+                if "radar_alignment" in pairs:
+                    assert pairs["radar_alignment"][pair] == pytest.approx(cosine(f[own], f[user]))
     learned = scenario.radar == "learned"
-    assert ("echo" in users, "echo_alignment" in pairs) == (learned, learned)
+    assert ("even_radar" in users, "radar_alignment" in pairs) == (learned, learned)
     assert ("gain" in users) == ("alignment" in pairs) == (scenario.control == "structured")
 
 

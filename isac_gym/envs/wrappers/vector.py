@@ -35,6 +35,14 @@ else:  # before Gymnasium 1.4 it takes no type arguments
     _VectorWrapper = VectorWrapper
 
 
+class _Dialect(_VectorWrapper):
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """What happens when an episode ends, for libraries that do not ask ``metadata`` for it."""
+        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
+        return mode
+
+
 def read_step_entry(info: Mapping[str, Any], name: str, num_envs: int) -> npt.NDArray[np.float64]:
     """An entry of ``info``, of the step that was taken.
 
@@ -54,7 +62,7 @@ def read_step_entry(info: Mapping[str, Any], name: str, num_envs: int) -> npt.ND
     return values.astype(np.float64, copy=False)
 
 
-class SafetyGymnasium(_VectorWrapper, gym.utils.RecordConstructorArgs):
+class SafetyGymnasium(_Dialect, gym.utils.RecordConstructorArgs):
     """``step`` returns the 6-tuple of Safety-Gymnasium, with the costs after the rewards.
 
     Args:
@@ -76,7 +84,7 @@ class SafetyGymnasium(_VectorWrapper, gym.utils.RecordConstructorArgs):
         return observations, rewards, costs, terminations, truncations, info
 
 
-class PenalisedReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
+class PenalisedReward(_Dialect, gym.utils.RecordConstructorArgs):
     """Rewards minus weighted costs, for algorithms without constraints.
 
     Args:
@@ -105,7 +113,7 @@ class PenalisedReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
         return observations, rewards, terminations, truncations, info
 
 
-class VectorReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
+class VectorReward(_Dialect, gym.utils.RecordConstructorArgs):
     """Vector rewards [spectral efficiency, -cost_power, -cost_sensing, …] as in MO-Gymnasium.
 
     MO-Gymnasium's ``MORecordEpisodeStatistics`` is right with ``autoreset_mode="NextStep"`` alone:
@@ -135,7 +143,7 @@ class VectorReward(_VectorWrapper, gym.utils.RecordConstructorArgs):
         return observations, vectors, terminations, truncations, info
 
 
-class EpisodeCostStatistics(_VectorWrapper, gym.utils.RecordConstructorArgs):
+class EpisodeCostStatistics(_Dialect, gym.utils.RecordConstructorArgs):
     """Adds ``info["episode_cost"]`` when episodes end: sums of reward and costs, and length.
 
     Keys: ``r`` (sum of rewards), ``c`` (sum of ``cost``), ``l`` (steps), and the sum of every

@@ -1,0 +1,116 @@
+"""Checkpoints of trainings by algorithms of Stable-Baselines3 that have none of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from isac_gym.learning.archive import read_archive, write_archive
+from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.rl.state import copy_tensor, flatten_state, follow_name, restore_state
+
+__all__ = ["CHECKPOINT_KIND", "learn_with_checkpoint"]
+
+CHECKPOINT_KIND: Final = "reinforcement learning checkpoint"
+_USUAL_ROLLOUT: Final = 8
+"""Steps that count as a rollout where an algorithm trains after each."""
+
+
+def learn_with_checkpoint(
+    model: Any,
+    total_timesteps: int,
+    callbacks: Sequence[BaseCallback],
+    checkpoint: str | Path | None,
+    interval: int,
+    identity: Mapping[str, Any],
+) -> None:
+    """Train a model, with a file from which a training that was killed goes on.
+
+    The file holds policy, optimisers and steps; random numbers and a replay buffer begin anew.
+
+    Args:
+        model: A model of Stable-Baselines3.
+        total_timesteps: Transitions, with those done before.
+        callbacks: Callbacks of the training.
+        checkpoint: The file, or None.
+        interval: Rollouts from one writing to the next.
+        identity: What tells this training from others, as plain JSON types.
+
+    Raises:
+        CheckpointError: If the file is damaged, or of another training.
+    """
+    if checkpoint is None:
+        model.learn(total_timesteps, callback=list(callbacks))
+        return
+    path, own = Path(checkpoint), json.loads(json.dumps(dict(identity)))
+    if path.exists():
+        _restore(model, path, own)
+    left = total_timesteps - model.num_timesteps
+    if left > 0:
+        writer = _Writer(path, interval, own)
+        model.learn(left, callback=[*callbacks, writer], reset_num_timesteps=False)
+        writer.write()
+
+
+class _Writer(BaseCallback):
+    def __init__(self, path: Path, interval: int, identity: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._path, self._interval, self._identity = path, interval, identity
+        self._written: int | None = None
+
+    def _on_rollout_start(self) -> None:
+        length = int(getattr(self.model, "n_steps", _USUAL_ROLLOUT))
+        done = self.num_timesteps // (self.training_env.num_envs * length * self._interval)
+        if self._written is not None and done > self._written:
+            self.write()
+        self._written = done
+
+    def _on_step(self) -> bool:
+        return True
+
+    def write(self) -> None:
+        """Write the file; it appears whole or not at all."""
+        tensors: dict[str, torch.Tensor] = {}
+        groups: dict[str, Any] = {}
+        modules, variables = self.model._get_torch_save_params()
+        for name in modules:
+            held, found = flatten_state(name, follow_name(self.model, name))
+            groups |= held
+            tensors |= found
+        tensors |= {name: copy_tensor(follow_name(self.model, name)) for name in variables}
+        meta = {
+            "kind": CHECKPOINT_KIND,
+            "identity": self._identity,
+            "num_timesteps": self.model.num_timesteps,
+            "num_updates": self.model._n_updates,
+            "optimisers": groups,
+        }
+        write_archive(self._path, meta, tensors)
+
+
+def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> None:
+    advice = f"delete {path} to start anew, or choose another place"
+    try:
+        meta, tensors = read_archive(path, CHECKPOINT_KIND)
+        differing = [name for name in identity if meta["identity"].get(name) != identity[name]]
+        if differing:
+            raise CheckpointError(
+                f"{path} must be of this training, but has another {', '.join(differing)}: {advice}"
+            )
+        modules, variables = model._get_torch_save_params()
+        for name in modules:
+            restore_state(name, follow_name(model, name), meta["optimisers"], tensors)
+        with torch.no_grad():
+            for name in variables:
+                follow_name(model, name).copy_(tensors[name])
+        model.num_timesteps = int(meta["num_timesteps"])
+        model._n_updates = int(meta["num_updates"])
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): {advice}") from error

@@ -1,0 +1,60 @@
+"""The examples run, with a few blocks to learn from."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = {
+    "single_file_ppo.py": ("tensorboard", ["--num-envs", "64", "--batch-size", "64"]),
+    "stable_baselines3_ppo.py": ("stable_baselines3", ["--num-envs", "64", "--channels", "16"]),
+    "torchrl_ppo.py": ("torchrl", ["--num-envs", "64"]),
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
+    finished = subprocess.run(
+        [sys.executable, str(FOLDER / name), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in FOLDER.glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs(name: str) -> None:
+    needed, arguments = EXAMPLES[name]
+    pytest.importorskip(needed)
+    said = run(name, "--blocks", "1024", *arguments)
+    rates = [float(found) for found in re.findall(r"(-?\d+\.\d+)", said)]
+    assert rates
+
+
+def test_the_single_file_learns_and_logs(tmp_path: Path) -> None:
+    """Its last rate is above its first, at a violation that is small; its log holds both."""
+    pytest.importorskip("tensorboard")
+    said = run(
+        "single_file_ppo.py",
+        *("--blocks", "40000", "--num-envs", "256", "--batch-size", "256"),
+        *("--logs", str(tmp_path / "logs")),
+    )
+    lines = re.findall(r"s:\s+(\S+) bit/s/Hz, L_r/ε - 1 = (\S+),", said)
+    (first, _), (last, violation) = lines[0], lines[-1]
+    assert float(last) > float(first) + 0.3
+    assert float(violation) < 0.05
+    assert list((tmp_path / "logs").glob("events.*"))
+    assert len((FOLDER / "single_file_ppo.py").read_text().splitlines()) <= 250
