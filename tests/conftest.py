@@ -11,7 +11,7 @@ import torch
 # `import reference` must find tests/reference.py from every folder below tests/.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-# Each size of array takes half a minute to compile. The tests of what is compiled ask for it, and
+# Each size of array takes ten seconds to compile. The tests of what is compiled ask for it, and
 # establish that it computes what tensors do.
 os.environ.setdefault("ISAC_GYM_COMPILED", "pairs")
 

@@ -173,7 +173,7 @@ def compile_stage(sensing: CoarseSensing) -> CompiledStage | None:
     """The compiled loop for a sensing loss, or None where there is none; it is made once.
 
     With ``ISAC_GYM_COMPILED=pairs`` in the environment there is none: for a size of array that was
-    not met before it takes half a minute to compile, which few evaluations are not worth.
+    not met before it takes ten seconds to compile, which few evaluations are not worth.
     """
     if os.environ.get("ISAC_GYM_COMPILED") == "pairs":
         return None

@@ -34,8 +34,9 @@ def _softmax(logits: Floats, shares: Any) -> None:
 def _invert(system: Any, inverse: Any) -> None:
     """Gauss and Jordan without pivoting: the matrices are Hermitian and positive definite."""
     size = len(system)
-    inverse[:] = 0.0
     for k in range(size):
+        for n in range(size):
+            inverse[k, n] = 0.0
         inverse[k, k] = 1.0
     for k in range(size):
         pivot = 1.0 / system[k, k]
@@ -51,7 +52,11 @@ def _invert(system: Any, inverse: Any) -> None:
 
 
 def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callable[..., None]:
-    """The steps on one V with ``size`` rows and ``columns`` columns, to be inlined in a loop."""
+    """The steps on one V with ``size`` rows and ``columns`` columns, to be inlined in a loop.
+
+    Arrays are assigned entry by entry here and in the loops around: for an assignment of whole
+    arrays Numba compiles what it would say if their shapes differed, which took most of the time.
+    """
     pairs = _inline(make_pair_loop(*key, True))
     lanes, rows_padded = pad_to_vectors(columns), pad_to_vectors(size)
 
@@ -91,13 +96,14 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
         one = np.float32(1.0)
         tiny = np.float32(1e-12)
         steps = tempo.shape[0] // 2
+        antennas, lag_count = resolvent.shape[1], lags.shape[0]
         for step in range(steps):
             # R = VVᴴ.
-            for m in range(size):
+            for m in range(antennas):
                 for c in range(columns):
                     turned[0, c, m] = now[0, m, c]
                     turned[1, c, m] = now[1, m, c]
-            for m in range(size):
+            for m in range(antennas):
                 for n in range(rows_padded):
                     x = y = zero
                     for c in range(columns):
@@ -105,7 +111,9 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                         y += now[1, m, c] * turned[0, c, n] - now[0, m, c] * turned[1, c, n]
                     product[m, n, 0] = x
                     product[m, n, 1] = y
-            matrix[0] = product[:, :size]
+                for n in range(size):
+                    matrix[0, m, n, 0] = product[m, n, 0]
+                    matrix[0, m, n, 1] = product[m, n, 1]
             pairs(
                 matrix,
                 rows,
@@ -118,25 +126,26 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                 value,
                 slope,
             )
-            lags[:] = zero
-            for m in range(size):
+            for k in range(lag_count):
+                lags[k] = zero
+            for m in range(antennas):
                 lags[0] += matrix[0, m, m, 0]
-                for n in range(m + 1, size):
+                for n in range(m + 1, antennas):
                     lags[2 * (n - m) - 1] += matrix[0, m, n, 0]
                     lags[2 * (n - m)] += matrix[0, m, n, 1]
             scale: Any = pattern_scale
             if scale < zero:
                 scale = zero
-                for k in range(2 * size - 1):
+                for k in range(lag_count):
                     scale += fitting[k] * lags[k]
                 scale = max(scale, zero)
-            for k in range(2 * size - 1):
+            for k in range(lag_count):
                 x = -scale * linear[k]
-                for n in range(2 * size - 1):
+                for n in range(lag_count):
                     x += quadratic[k, n] * lags[n]
                 pull[k] = x
-            for m in range(size):
-                for n in range(size):
+            for m in range(antennas):
+                for n in range(antennas):
                     x = slope[0, m, n, 0] + slope[0, n, m, 0]
                     y = slope[0, m, n, 1] - slope[0, n, m, 1]
                     x = half * correlation_scale * x + diagonals[m, n, 0]
@@ -155,7 +164,7 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
             eta = length * np.exp(logarithm)
             beta = tempo[steps + step]
             # Columns as the inner loop and whole vectors of them, so that it is vectorised.
-            for m in range(size):
+            for m in range(antennas):
                 for c in range(lanes):
                     x = y = zero
                     for n in range(size):
@@ -163,8 +172,11 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                         y += gradient[0, m, n] * now[1, n, c] + gradient[1, m, n] * now[0, n, c]
                     moved[0, m, c] = (one + beta) * now[0, m, c] - beta * then[0, m, c] - eta * x
                     moved[1, m, c] = (one + beta) * now[1, m, c] - beta * then[1, m, c] - eta * y
-            then[:] = now
-            for m in range(size):
+            for m in range(antennas):
+                for c in range(lanes):
+                    then[0, m, c] = now[0, m, c]
+                    then[1, m, c] = now[1, m, c]
+            for m in range(antennas):
                 for c in range(lanes):
                     x = y = zero
                     for n in range(size):
@@ -179,8 +191,9 @@ def _make_descent(size: int, columns: int, key: tuple[int, int, int]) -> Callabl
                     row += now[0, m, c] * now[0, m, c] + now[1, m, c] * now[1, m, c]
                 row = np.sqrt(row)
                 if row < tiny:
-                    now[0, m, :columns] = row_norm / np.sqrt(np.float32(columns))
-                    now[1, m] = zero
+                    for c in range(columns):
+                        now[0, m, c] = row_norm / np.sqrt(np.float32(columns))
+                        now[1, m, c] = zero
                 else:
                     row = row_norm / row
                     for c in range(columns):
@@ -365,7 +378,9 @@ def make_stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Cal
             station = b % stations
             softmax(outputs[b, :, 0], powers)
             if gains.shape[0]:
-                gain[:] = gains[b]
+                for k in range(users):
+                    for i in range(users):
+                        gain[k, i] = gains[b, k, i]
             else:
                 softmax(outputs[b, :, 1], duals)
                 for k in range(users):
@@ -411,11 +426,13 @@ def make_stage_kernel(size: int, columns: int, key: tuple[int, int, int]) -> Cal
                     system[i, k] = complex(x, -y)
                 system[k, k] += 1.0
             invert(system, inverse)
-            resolvent[:] = zero
             for m in range(size):
+                for n in range(size):
+                    resolvent[0, m, n] = resolvent[1, m, n] = zero
                 resolvent[0, m, m] = one
             for k in range(users):
-                solved[:] = zero
+                for n in range(size):
+                    solved[0, n] = solved[1, n] = zero
                 for i in range(users):
                     x = np.float32(inverse[k, i].real)
                     y = np.float32(inverse[k, i].imag)
