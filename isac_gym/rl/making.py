@@ -66,20 +66,20 @@ class ReinforcementSettings:
 
     timesteps: int = 1_000_000
     num_envs: int = 1024
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    batch_size: int = 1024
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-4
+    batch_size: int = 2048
     rollout_length: int = 8
-    epochs: int = 8
+    epochs: int = 5
     clip_range: float = 0.2
-    deviation: float = 0.3
-    final_deviation: float = 0.03
+    deviation: float = 0.25
+    final_deviation: float = 0.06
     gradient_steps: int = 8
     policy: str = "users"
-    width: int = 64
-    multiplier_step: float = 40.0
-    multiplier_gain: float = 100.0
-    initial_multiplier: float = 10.0
+    width: int = 48
+    multiplier_step: float = 15.0
+    multiplier_gain: float = 150.0
+    initial_multiplier: float = 15.0
     penalty: float | None = None
     checkpoint_interval: int = 10
 
