@@ -182,9 +182,10 @@ def test_a_loaded_agent_goes_on_from_its_weights(tmp_path: Path) -> None:
     agent = make_agent("ppo-lagrangian", env, **QUICK).learn()
     agent.save(tmp_path / "agent.zip")
     loaded = Reinforcement.load(tmp_path / "agent.zip", env)
-    fresh = make_agent("ppo-lagrangian", env, **{**QUICK, "learning_rate": 1e-6}).learn(128)
+    tiny = {"learning_rate": 1e-6, "final_learning_rate": 1e-6}
+    fresh = make_agent("ppo-lagrangian", env, **{**QUICK, **tiny}).learn(128)
     before = first_layer_of(loaded).clone()
-    loaded.settings = dataclasses.replace(loaded.settings, learning_rate=1e-6)
+    loaded.settings = dataclasses.replace(loaded.settings, **tiny)
     loaded.learn(128)
     # With steps that small, each stays where it began.
     torch.testing.assert_close(first_layer_of(loaded), before, rtol=0, atol=1e-4)
