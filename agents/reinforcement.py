@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -263,10 +262,7 @@ class Reinforcement(SystemPolicy):
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """Actions (n, A) for observations (n, N)."""
-        seen = self.translation.observe(observation)
-        action, _ = self.model.predict(seen, deterministic=deterministic)
-        numbers = torch.from_numpy(np.asarray(action, np.float32)).to(self.system.device)
-        return self.translation.express(numbers, observation)
+        return self.translation.act(self.model, observation, deterministic)
 
     def save(self, path: str | Path, **notes: str) -> None:
         """Save settings, weights and multipliers, without pickles; whole or not at all.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from isac_gym.envs.single import make_spaces
@@ -45,10 +43,7 @@ class Translated(SystemPolicy):
 
     def act(self, observation: Tensor, deterministic: bool) -> Tensor:
         """Actions (n, A) for observations (n, N)."""
-        seen = self.translation.observe(observation)
-        action, _ = self.model.predict(seen, deterministic=deterministic)
-        numbers = torch.from_numpy(np.asarray(action, np.float32)).to(self.system.device)
-        return self.translation.express(numbers, observation)
+        return self.translation.act(self.model, observation, deterministic)
 
 
 def translate_model(model: Any, env: Any) -> Any:

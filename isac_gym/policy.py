@@ -134,19 +134,26 @@ class Translation:
             )
         self._outer, self._inner = outer.codec, inner.codec
 
-    def observe(self, observation: Tensor) -> npt.NDArray[np.float32]:
+    def act(self, policy: Policy, observation: Tensor, deterministic: bool) -> Tensor:
+        """Actions (n, A) of the environment that transmit what a policy's mean.
+
+        Args:
+            policy: The policy, which sees and acts in the inner spaces.
+            observation: Observations (n, N) of the environment.
+            deterministic: Passed on to the policy.
+        """
+        action, _ = policy.predict(self._observe(observation), deterministic=deterministic)
+        numbers = torch.from_numpy(np.asarray(action, np.float32)).to(self._outer.device)
+        return self._express(numbers, observation)
+
+    def _observe(self, observation: Tensor) -> npt.NDArray[np.float32]:
         """What the policy sees of observations (n, N) of the environment."""
         if self._outer.scenario.observation == self._inner.scenario.observation:
             return observation.cpu().numpy()
         return self._inner.observation(self._outer.channels(observation).cpu().numpy())
 
-    def express(self, action: Tensor, observation: Tensor) -> Tensor:
-        """The actions (n, A) of the environment that transmit what the policy's (n, ·) mean.
-
-        Args:
-            action: Actions of the policy within [-1, 1].
-            observation: Observations (n, N) of the environment.
-        """
+    def _express(self, action: Tensor, observation: Tensor) -> Tensor:
+        """The actions (n, A) of the environment that transmit what the policy's (n, ·) mean."""
         if self._outer.scenario.control == self._inner.scenario.control:
             return action
         sent = self._inner.decode(action, self._outer.channels(observation))

@@ -119,38 +119,29 @@ class UserExtractor(BaseFeaturesExtractor):
         return states[..., : layout.own_users, :].flatten(1)
 
 
-class _UserHeads(nn.Module):
-    """The part of a policy between extractor and outputs, for every user by itself."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.width = width
-        self.latent_dim_pi = self.latent_dim_vf = hidden
-        self.actor = nn.Sequential(nn.Linear(width, hidden), nn.SiLU())
-        self.critic = nn.Sequential(nn.Linear(width, hidden), nn.SiLU())
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(features), self.forward_critic(features)
-
-    def forward_actor(self, features: Tensor) -> Tensor:
-        latent: Tensor = self.actor(features.unflatten(-1, (-1, self.width)))
-        return latent
-
-    def forward_critic(self, features: Tensor) -> Tensor:
-        latent: Tensor = self.critic(features.unflatten(-1, (-1, self.width)))
-        return latent
-
-
-class _UserCritic(nn.Module):
-    """What a critic makes of every user by itself."""
+class _UserLayer(nn.Module):
+    """A layer for every user by itself, of what an extractor gives (n, J·K·w): (n, J·K, w)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
-        self.layer = nn.Linear(width, width)
+        self.linear = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.silu(self.layer(features.unflatten(-1, (-1, self.width))))
+        return nn.functional.silu(
+            self.linear(features.unflatten(-1, (-1, self.linear.in_features)))
+        )
+
+
+class _UserHeads(nn.Module):
+    """The part of a policy between extractor and outputs."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = width
+        self.forward_actor, self.forward_critic = _UserLayer(width), _UserLayer(width)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
 
 
 class _UserActions(nn.Module):
@@ -228,7 +219,7 @@ class UserPolicy(ActorCriticPolicy):
         actions = _UserActions(extractor.width, kinds, extractor.cells)
         # What the base class calls by these names is not of its own classes here.
         parts: dict[str, nn.Module] = {
-            "mlp_extractor": _UserHeads(extractor.width, extractor.width),
+            "mlp_extractor": _UserHeads(extractor.width),
             "action_net": actions,
             "value_net": _NetworkValue(extractor.width),
         }
@@ -248,7 +239,7 @@ class UserPolicy(ActorCriticPolicy):
         """Another critic like its own, from observations to values (n, 1)."""
         width = self._width
         extractor = self.make_features_extractor()
-        return nn.Sequential(extractor, _UserCritic(width), _NetworkValue(width))
+        return nn.Sequential(extractor, _UserLayer(width), _NetworkValue(width))
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         mean = self.action_net(latent_pi)

@@ -26,6 +26,7 @@ from isac_gym.physics.waveform import normalise_rows
 from isac_gym.scenario import Scenario
 from isac_gym.system.features import Features
 from isac_gym.system.stations import view_from_stations
+from isac_gym.validation import not_allowed
 
 __all__ = ["Codec", "Transmission", "check_action"]
 
@@ -341,7 +342,6 @@ class Codec:
         powers: Tensor | None = None,
         streams: Tensor | None = None,
         access: Tensor | None = None,
-        settings: Tensor | None = None,
         check: bool = True,
     ) -> Tensor:
         """The action that transmits the given matrices; the inverse of :meth:`decode`.
@@ -353,10 +353,6 @@ class Codec:
             streams: V, complex (..., J, M_R, c) with c <= r, in √W; needed if the radar is
                 learned. Its rows are normalised by the environment in any case.
             access: τ, shape (..., J, K); needed if users contend.
-            settings: Numbers of structured control within [-1, 1], shape (..., J, 3, K), or
-                (..., J, 2, K) with the fixed radar; for ``control="structured"`` instead of all but
-                ``access``. A precoder and a waveform have no such numbers unless they were made of
-                them.
             check: Whether to check that powers and precoders can be expressed. A network that
                 respects the budget by construction can do without; what exceeds it is clamped.
 
@@ -364,15 +360,18 @@ class Codec:
             Real tensor (..., A) within [-1, 1].
 
         Raises:
-            ValueError: If a needed part is missing, or cannot be expressed as an action.
+            ValueError: If a needed part is missing, or cannot be expressed as an action, as with
+                ``control="structured"`` nothing can.
         """
         scenario = self.scenario
         budget = scenario.comm_power
         if scenario.control == "structured":
-            if settings is None:
-                raise ValueError("settings must be given for control='structured', got None")
-            parts = [_clamp_to_box("settings", settings.flatten(-2), check)]
-        elif scenario.control == "power":
+            raise not_allowed(
+                "control",
+                scenario.control,
+                "another: matrices are not made of a few numbers a user",
+            )
+        if scenario.control == "power":
             if powers is None:
                 raise ValueError("powers must be given for control='power', got None")
             parts = [_clamp_to_box("powers", 2.0 * powers / budget - 1.0, check)]
@@ -387,7 +386,7 @@ class Codec:
                 parts.append(_clamp_to_box("precoders", weights.imag.flatten(-2), check))
             elif weights.imag.abs().max() > 1e-6:
                 raise ValueError("precoders must be real for control='amplitude', got complex ones")
-        if scenario.radar == "learned" and scenario.control != "structured":
+        if scenario.radar == "learned":
             if streams is None:
                 raise ValueError("streams must be given for radar='learned', got None")
             parts.append(self.encoded_streams(streams))

@@ -92,8 +92,9 @@ class ISACSystem:
         self.device = torch.device(device)
         self.dtype = dtype
         self.sensing = make_sensing_model(scenario, dtype=dtype, device=device)
-        is_fixed, kinds = scenario.radar == "fixed", (scenario.control, scenario.observation)
-        needs_best = is_fixed or "structured" in kinds or "features" in kinds
+        is_fixed = scenario.radar == "fixed"
+        # Features are for structured control or the fixed radar alone.
+        needs_best = is_fixed or scenario.control == "structured"
         best = self.best_streams() if needs_best else None
         # Held as tensors: an operation with a Python number takes twice as long.
         self._noise = torch.tensor(scenario.noise_power, dtype=dtype, device=device)

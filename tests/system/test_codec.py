@@ -313,3 +313,9 @@ def test_checked_action_keeps_values() -> None:
     assert not np.shares_memory(checked, values)
     single = values.astype(np.float32)
     assert not np.shares_memory(check_action(single, (6,)), single)
+
+
+def test_matrices_are_no_action_of_structured_control() -> None:
+    codec = ISACSystem(Scenario(**SMALL, control="structured")).codec
+    with pytest.raises(ValueError, match=r"control must be another.*got 'structured'"):
+        codec.encode(precoders=torch.zeros(1, 1, 5, 3, dtype=torch.complex64))
