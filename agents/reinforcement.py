@@ -20,7 +20,8 @@ from isac_gym.learning.progress import Callback, TrainingProgress, report_progre
 from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.keeping import learn_with_checkpoint
-from isac_gym.rl.making import ALGORITHMS, ReinforcementSettings, make_model
+from isac_gym.rl.making import make_model
+from isac_gym.rl.settings import ALGORITHMS, find_settings, is_on_policy
 from isac_gym.rl.state import copy_tensor
 from isac_gym.rl.watching import DeviationSchedule, RolloutWatcher
 from isac_gym.scenario import Scenario
@@ -106,7 +107,7 @@ class Reinforcement(SystemPolicy):
         observation: Kind of its observations; None chooses.
         seed: Seed of the initial weights, the exploration and the training channels.
         device: Torch device, or ``"auto"`` for CUDA if present.
-        **settings: Fields of :class:`~isac_gym.rl.making.ReinforcementSettings` to change.
+        **settings: Fields of :class:`~isac_gym.rl.settings.ReinforcementSettings` to change.
 
     Raises:
         ImportError: If Stable-Baselines3 or sb3-contrib is needed and not installed.
@@ -139,10 +140,10 @@ class Reinforcement(SystemPolicy):
             raise not_allowed("algorithm", algorithm, f"one of {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
         self.seed = check_integer("seed", seed, 0)
-        self.settings = _make_settings(settings)
         self.system = self.system.on(choose_device(device))
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         scenario = _choose_spaces(self.scenario, control, observation)
+        self.settings = find_settings(algorithm, scenario.control, **settings)
         self.inner = ISACSystem(scenario, self.system.chosen_constraints, device=self.system.device)
         self.translation = Translation(self.system, self.inner)
         self.constraints = tuple(
@@ -226,7 +227,7 @@ class Reinforcement(SystemPolicy):
 
             names = [f"constraint_{name}" for name in self.inner.constraints]
             callbacks: list[Any] = [RolloutWatcher(show, names)]
-            if self.algorithm.startswith("ppo"):
+            if is_on_policy(self.algorithm):
                 held = self.settings
                 callbacks.append(DeviationSchedule(held.deviation, held.final_deviation))
             identity = {**self._identify(), "timesteps": total}
@@ -361,14 +362,6 @@ def _list_entries(name: str, cells: int) -> list[str]:
     """Entries of ``info`` that hold a constraint, one a station."""
     entry = f"constraint_{name}"
     return [entry] if cells == 1 else [f"{entry}[{station}]" for station in range(cells)]
-
-
-def _make_settings(changes: Mapping[str, Any]) -> ReinforcementSettings:
-    known = [field.name for field in dataclasses.fields(ReinforcementSettings)]
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
-        raise TypeError(f"unknown setting(s) {unknown}; allowed are {known}")
-    return ReinforcementSettings(**changes)
 
 
 def _choose_spaces(scenario: Scenario, control: str | None, observation: str | None) -> Scenario:

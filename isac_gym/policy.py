@@ -144,7 +144,7 @@ class Translation:
         """
         action, _ = policy.predict(self._observe(observation), deterministic=deterministic)
         numbers = torch.from_numpy(np.asarray(action, np.float32)).to(self._outer.device)
-        return self._express(numbers, observation)
+        return self.express(numbers, observation)
 
     def _observe(self, observation: Tensor) -> npt.NDArray[np.float32]:
         """What the policy sees of observations (n, N) of the environment."""
@@ -152,8 +152,16 @@ class Translation:
             return observation.cpu().numpy()
         return self._inner.observation(self._outer.channels(observation).cpu().numpy())
 
-    def _express(self, action: Tensor, observation: Tensor) -> Tensor:
-        """The actions (n, A) of the environment that transmit what the policy's (n, ·) mean."""
+    def express(self, action: Tensor, observation: Tensor) -> Tensor:
+        """The actions of the environment that transmit what the policy's mean; differentiable.
+
+        Args:
+            action: Actions (n, ·) of the policy.
+            observation: Observations (n, N) of the environment.
+
+        Returns:
+            Actions (n, A).
+        """
         if self._outer.scenario.control == self._inner.scenario.control:
             return action
         sent = self._inner.decode(action, self._outer.channels(observation))

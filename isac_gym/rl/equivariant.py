@@ -8,7 +8,7 @@ network has to learn from K! times as many channels.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from gymnasium import spaces
@@ -29,7 +29,7 @@ except ImportError as error:
         "the policies of isac_gym.rl need stable-baselines3: pip install 'isac-gym[rl]'"
     ) from error
 
-__all__ = ["UserExtractor", "UserPolicy", "make_policy_kwargs"]
+__all__ = ["UserExtractor", "UserLayer", "UserPolicy", "make_policy_kwargs"]
 
 _USUAL_SUM: Final = 5.0
 """What sums over users are divided by, so that inputs are of order 1."""
@@ -119,7 +119,7 @@ class UserExtractor(BaseFeaturesExtractor):
         return states[..., : layout.own_users, :].flatten(1)
 
 
-class _UserLayer(nn.Module):
+class UserLayer(nn.Module):
     """A layer for every user by itself, of what an extractor gives (n, J·K·w): (n, J·K, w)."""
 
     def __init__(self, width: int) -> None:
@@ -127,6 +127,7 @@ class _UserLayer(nn.Module):
         self.linear = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
+        """What is known of every user, (n, J·K, w)."""
         return nn.functional.silu(
             self.linear(features.unflatten(-1, (-1, self.linear.in_features)))
         )
@@ -135,10 +136,10 @@ class _UserLayer(nn.Module):
 class _UserHeads(nn.Module):
     """The part of a policy between extractor and outputs."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, actor: nn.Module, critic: nn.Module, width: int) -> None:
         super().__init__()
         self.latent_dim_pi = self.latent_dim_vf = width
-        self.forward_actor, self.forward_critic = _UserLayer(width), _UserLayer(width)
+        self.forward_actor, self.forward_critic = actor, critic
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.forward_actor(features), self.forward_critic(features)
@@ -186,6 +187,7 @@ class UserPolicy(ActorCriticPolicy):
     """
 
     log_std: nn.Parameter
+    extractor_class: ClassVar[type[UserExtractor]] = UserExtractor
 
     def __init__(
         self,
@@ -200,32 +202,25 @@ class UserPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         extractor = self.features_extractor
-        if not isinstance(extractor, UserExtractor):
+        if not isinstance(extractor, self.extractor_class):
             raise not_allowed(
                 "features_extractor_class",
                 type(extractor).__name__,
-                "UserExtractor, as make_policy_kwargs(env) gives it",
+                f"{self.extractor_class.__name__}, as make_policy_kwargs(env) gives it",
             )
-        users = extractor.cells * extractor.layout.own_users
-        numbers = int(self.action_space.shape[0])  # type: ignore[index]
-        if numbers % users:
-            raise not_allowed(
-                "action_space", self.action_space, f"some numbers for each of {users} users"
-            )
-        kinds = numbers // users
+        kinds = self._count_kinds(extractor)
         self._width = extractor.width
-        self._repeats = extractor.layout.own_users
-        self._cells = extractor.cells
         actions = _UserActions(extractor.width, kinds, extractor.cells)
         # What the base class calls by these names is not of its own classes here.
+        heads = _UserHeads(self._make_actor(), self._make_critic_head(), extractor.width)
         parts: dict[str, nn.Module] = {
-            "mlp_extractor": _UserHeads(extractor.width),
+            "mlp_extractor": heads,
             "action_net": actions,
             "value_net": _NetworkValue(extractor.width),
         }
         for name, part in parts.items():
             setattr(self, name, part)
-        self.log_std = nn.Parameter(torch.full((kinds,), float(self.log_std_init)))
+        self._make_deviations(extractor, kinds)
         with torch.no_grad():
             # So that it begins in the middle of the box, whatever it sees.
             actions.linear.weight *= 0.01
@@ -235,11 +230,36 @@ class UserPolicy(ActorCriticPolicy):
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
         )
 
+    def _count_kinds(self, extractor: UserExtractor) -> int:
+        """Numbers that are set for every user."""
+        users = extractor.cells * extractor.layout.own_users
+        numbers = int(self.action_space.shape[0])  # type: ignore[index]
+        if numbers % users:
+            raise not_allowed(
+                "action_space", self.action_space, f"some numbers for each of {users} users"
+            )
+        return numbers // users
+
+    def _make_actor(self) -> nn.Module:
+        """What the actor makes of what the extractor gives."""
+        return UserLayer(self._width)
+
+    def _make_critic_head(self) -> nn.Module:
+        """What the critic makes of what the extractor gives."""
+        return UserLayer(self._width)
+
+    def _make_deviations(self, extractor: UserExtractor, kinds: int) -> None:
+        """Set up the deviations of the Gaussian."""
+        self._repeats, self._cells = extractor.layout.own_users, extractor.cells
+        self.log_std = nn.Parameter(torch.full((kinds,), float(self.log_std_init)))
+
     def make_critic(self) -> nn.Module:
         """Another critic like its own, from observations to values (n, 1)."""
+        return self._chain_critic(self.make_features_extractor())
+
+    def _chain_critic(self, extractor: nn.Module) -> nn.Module:
         width = self._width
-        extractor = self.make_features_extractor()
-        return nn.Sequential(extractor, _UserLayer(width), _NetworkValue(width))
+        return nn.Sequential(extractor, UserLayer(width), _NetworkValue(width))
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         mean = self.action_net(latent_pi)

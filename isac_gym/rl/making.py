@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,107 +15,12 @@ from torch import nn
 from isac_gym.rl.equivariant import UserPolicy, make_policy_kwargs
 from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
+from isac_gym.rl.precoding import PrecoderPolicy, make_precoder_kwargs
 from isac_gym.rl.sac import SACLagrangian
+from isac_gym.rl.settings import ReinforcementSettings
 from isac_gym.system.downlink import find_system
-from isac_gym.validation import check_integer, check_real, not_allowed
 
-__all__ = ["ALGORITHMS", "ReinforcementSettings", "make_model"]
-
-
-ALGORITHMS: Final = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
-
-
-@dataclasses.dataclass(frozen=True)
-class ReinforcementSettings:
-    """Settings of an agent of reinforcement learning.
-
-    An episode is a sequence of blocks with channels of their own, so that what is done in one block
-    changes nothing in the next: a contextual bandit. Hence γ = 0, which is no setting.
-
-    Attributes:
-        timesteps: Blocks to learn from, over all environments; each is a channel that is seen once.
-        num_envs: Environments side by side.
-        learning_rate: Step size of Adam to begin with.
-        final_learning_rate: Step size at the end, reached linearly.
-        batch_size: Blocks a gradient step, a divisor of ``num_envs·rollout_length``.
-        rollout_length: Blocks of every environment between two updates; on-policy algorithms.
-        epochs: Passes over these blocks; on-policy algorithms.
-        clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
-        deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
-            on-policy algorithms. That of the noise of ``"td3"``.
-        final_deviation: The same at the end. It falls with the logarithm's straight line, so that
-            what was learned with noise holds for the policy without.
-        gradient_steps: Gradient steps after each step of the environments; others.
-        policy: ``"users"``: the same network for every user
-            (:mod:`isac_gym.rl.equivariant`), where observations are features and the algorithm is
-            on-policy; ``"mlp"``: fully connected.
-        width: Width of its layers.
-        multiplier_step: Step size of the multipliers after a rollout, in bit/s/Hz; Lagrangian
-            algorithms.
-        multiplier_gain: Their proportional gain κ, in bit/s/Hz.
-        initial_multiplier: Multiplier of the sensing constraint to begin with, in bit/s/Hz.
-        penalty: Weight of the costs in the reward of algorithms that know no constraints; None
-            takes the calibrated price of the scenario
-            (:func:`~isac_gym.envs.wrappers.penalty.find_penalty_weight`).
-        checkpoint_interval: Rollouts from one checkpoint to the next.
-
-    Raises:
-        ValueError: If a value is not allowed.
-    """
-
-    timesteps: int = 1_000_000
-    num_envs: int = 1024
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 2e-4
-    batch_size: int = 2048
-    rollout_length: int = 8
-    epochs: int = 5
-    clip_range: float = 0.2
-    deviation: float = 0.25
-    final_deviation: float = 0.06
-    gradient_steps: int = 8
-    policy: str = "users"
-    width: int = 48
-    multiplier_step: float = 15.0
-    multiplier_gain: float = 150.0
-    initial_multiplier: float = 15.0
-    penalty: float | None = None
-    checkpoint_interval: int = 10
-
-    def __post_init__(self) -> None:
-        for name in (
-            "timesteps",
-            "num_envs",
-            "batch_size",
-            "rollout_length",
-            "epochs",
-            "gradient_steps",
-            "width",
-            "checkpoint_interval",
-        ):
-            check_integer(name, getattr(self, name), 2 if name == "batch_size" else 1)
-        for name in (
-            "learning_rate",
-            "final_learning_rate",
-            "clip_range",
-            "multiplier_step",
-            "deviation",
-            "final_deviation",
-        ):
-            check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0)
-        for name in ("multiplier_gain", "initial_multiplier"):
-            check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0)
-        if self.penalty is not None:
-            allowed = "None or a finite number >= 0"
-            check_real("penalty", self.penalty, allowed, lambda x: x >= 0)
-        if self.num_envs * self.rollout_length % self.batch_size:
-            raise not_allowed(
-                "batch_size",
-                self.batch_size,
-                f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
-            )
-        if self.policy not in ("users", "mlp"):
-            raise not_allowed("policy", self.policy, "'users' or 'mlp'")
+__all__ = ["make_model"]
 
 
 def make_model(
@@ -177,6 +81,7 @@ def make_model(
             clip_range=settings.clip_range,
             gae_lambda=0.0,
             ent_coef=0.0,
+            vf_coef=settings.value_weight,
             policy_kwargs={**policy_kwargs, "log_std_init": math.log(settings.deviation)},
             **common,
         )
@@ -200,9 +105,16 @@ def make_model(
 
 
 def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dict[str, Any]]:
-    system = find_system(envs.envs)
-    if settings.policy == "users" and system.scenario.observation == "features":
-        return UserPolicy, make_policy_kwargs(envs.envs, settings.width)
+    scenario = find_system(envs.envs).scenario
+    if settings.policy == "users":
+        kinds: list[tuple[Any, Any, bool]] = [
+            (UserPolicy, make_policy_kwargs, scenario.observation == "features"),
+            (PrecoderPolicy, make_precoder_kwargs, scenario.control == "beamforming"),
+        ]
+        for policy, make_kwargs, is_suitable in kinds:
+            if is_suitable:
+                chosen = make_kwargs(envs.envs, settings.width, settings.rounds)
+                return policy, {**chosen, "share_features_extractor": settings.shares_extractor}
     sizes = [2 * settings.width] * 2
     return "MlpPolicy", {"net_arch": sizes, "activation_fn": torch.nn.SiLU}
 

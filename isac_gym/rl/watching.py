@@ -14,7 +14,9 @@ __all__ = ["DeviationSchedule", "RolloutWatcher"]
 
 
 class RolloutWatcher(BaseCallback):
-    """Takes the means of rate and constraints over about a hundredth of the training at a time.
+    """Takes the means of rate and constraints over some rollouts at a time.
+
+    That is about a hundredth of the training, or a tenth of what has been seen if that is less.
 
     Args:
         show: Called with the blocks seen, the mean rate in bit/s/Hz, the means of the signed
@@ -42,7 +44,7 @@ class RolloutWatcher(BaseCallback):
         return self._goes_on
 
     def _on_rollout_end(self) -> None:
-        if 100 * self._blocks < self.model._total_timesteps:
+        if self._blocks < min(self.model._total_timesteps / 100, self.num_timesteps / 10):
             return
         means = self._sums / self._blocks
         held: Mapping[str, Any] = self.logger.name_to_value

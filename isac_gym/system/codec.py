@@ -171,6 +171,22 @@ class Codec:
             found: npt.NDArray[np.float32] = self._features.describe(given).float().cpu().numpy()
         return found
 
+    def describe_channels(self, channels: Tensor) -> Tensor:
+        """Features of channels, with gradients.
+
+        Args:
+            channels: Channels as observed, complex (n, J, J, K, M).
+
+        Returns:
+            Real tensor (n, N).
+
+        Raises:
+            ValueError: If observations are no features.
+        """
+        if self._features is None:
+            raise not_allowed("observation", self.scenario.observation, "'features'")
+        return self._features.describe(view_from_stations(channels)).flatten(1)
+
     def channels(self, observation: Tensor) -> Tensor:
         """Channels of a batch of observations.
 

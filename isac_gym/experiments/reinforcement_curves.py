@@ -1,0 +1,437 @@
+"""How many channels reinforcement learning needs, for what, and what it is worth elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from isac_gym.agents.loading import prepare_agent
+from isac_gym.agents.reinforcement import Reinforcement
+from isac_gym.baselines import JointOracle
+from isac_gym.channels import FileChannels, RayleighChannel
+from isac_gym.evaluation.channel_set import EvaluationSet
+from isac_gym.evaluation.judging import AgentResult, evaluate
+from isac_gym.evaluation.statistics import mean_interval, over_seeds
+from isac_gym.evaluation.table import Column, Row, Table
+from isac_gym.experiments.base import Experiment, Point, Workspace, check_evaluation_seed, setting
+from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
+from isac_gym.files import write_atomically
+from isac_gym.learning.progress import TrainingProgress
+from isac_gym.registry import register_experiment
+from isac_gym.validation import not_allowed
+
+__all__ = ["ReinforcementCurves"]
+
+_MODEL_BASED: Final = "tuned"
+"""The name of the agent that learns through the physics, by its preset."""
+_AS_TRAINED: Final = "as trained"
+_RECORDED: Final = "recorded, correlated antennas"
+_SHIFTS: Final[Mapping[str, tuple[Mapping[str, Any], str | None]]] = {
+    "Rician, 5 dB": ({}, "rician"),
+    "Doppler 0.05": ({"doppler": 0.05}, None),
+    "CSI error 0.1": ({"csi_error_variance": 0.1}, None),
+    _RECORDED: ({}, "file"),
+}
+"""Conditions that agents were not trained for: fields of the scenario, and the channel model."""
+_CORRELATION: Final = 0.7
+_SHARES: Final = (80, 90, 95)
+"""Percentages of the optimum whose cost in channels is stated."""
+_LEAST_CHANNELS: Final = 1000
+_MARKS_A_DECADE: Final = 6
+_TOLERANCE: Final = 0.01
+"""Relative excess of ε up to which a mark of a learning curve counts as reached."""
+
+
+@register_experiment("rl", "reinforcement learning: curves, thresholds, shifted conditions")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReinforcementCurves(Experiment):
+    """Agents of reinforcement learning beside one that learns through the physics.
+
+    Each is trained with several seeds, and judged as it learns: at channels seen that grow
+    geometrically from 1000. At other thresholds it is trained anew, with the first seed. What was
+    trained at the scenario's own threshold also meets conditions that it was not trained for:
+    a line of sight, channels that change with time, errors of the channel estimates, and channels
+    from a file. Every rate is set beside that of ``joint-expected`` on the same channels.
+
+    How long a training is, is a setting of its algorithm; see
+    :data:`isac_gym.rl.settings.TUNED`.
+
+    Attributes:
+        agents: ``"tuned"`` for ``primal-dual`` with that preset, or names of algorithms; with
+            ``ALGORITHM:CONTROL`` one acts in another control mode than the usual.
+        agent_settings: Settings of all agents of reinforcement learning to change.
+        thresholds: Further values of ε.
+        seeds: Number of seeds of the trainings, from 0.
+        channels: Channels of every evaluation.
+        evaluation_seed: Their seed.
+    """
+
+    agents: tuple[str, ...] = setting(
+        (_MODEL_BASED, "ppo-lagrangian", "ppo", "sac-lagrangian", "sac", "td3", "tqc"),
+        "'tuned', or an algorithm of RL, with another control mode as ALGORITHM:CONTROL "
+        "(repeatable).",
+        option="--agent",
+        only_selects=True,
+    )
+    agent_settings: Mapping[str, Any] = setting(
+        {},
+        "Change a setting of all agents of RL, for example -a timesteps=100000 (repeatable).",
+        option="--agent-set -a",
+    )
+    thresholds: tuple[float, ...] = setting(
+        (),
+        "Further value of the sensing threshold (repeatable).",
+        minimum=0.0,
+        option="--threshold",
+        only_selects=True,
+    )
+    seeds: int = setting(5, "Number of seeds, from 0.", minimum=1, only_selects=True)
+    channels: int = setting(1000, "Channels of every evaluation.", minimum=1)
+    evaluation_seed: int = setting(7, "Their seed.", minimum=0)
+
+    def points(self) -> list[Point]:
+        """Every agent with every seed, then at further thresholds with the first.
+
+        Raises:
+            ValueError: If there are several stations, an agent cannot be made, or training would
+                see the channels of the evaluation.
+        """
+        if self.scenario.num_cells > 1:
+            raise not_allowed("num_cells", self.scenario.num_cells, "1 for this experiment")
+        check_evaluation_seed(self.evaluation_seed, self.seeds)
+        own = self.scenario.sensing_threshold
+        for name in self.agents:
+            self._make_agent(name, self.env, 0)
+        points: list[Point] = [
+            {"agent": name, "ε": own, "seed": seed}
+            for name in self.agents
+            for seed in range(self.seeds)
+        ]
+        others = (limit for limit in dict.fromkeys(self.thresholds) if limit != own)
+        points += [{"agent": name, "ε": e, "seed": 0} for e in others for name in self.agents]
+        return points
+
+    def _make_agent(self, name: str, env: Any, seed: int) -> Any:
+        if name == _MODEL_BASED:
+            return prepare_agent("primal-dual", env, seed=seed, preset="tuned").agent
+        algorithm, _, control = name.partition(":")
+        options = {"control": control} if control else {}
+        return Reinforcement(env, algorithm, seed=seed, **options, **self.agent_settings)
+
+    def run(self, point: Point, workspace: Workspace) -> Row:
+        """Train an agent, judging it as it learns, and meet it with other conditions."""
+        name, limit = point["agent"], point["ε"]
+        env = self.make_env(sensing_threshold=limit)
+        agent = self._make_agent(name, env, point["seed"])
+        blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
+        paths: list[Path | None] = [None, None]
+        if workspace.folder is not None:
+            title = f"{name}-{limit:g}-{point['seed']}".replace(":", "-")
+            paths = [
+                workspace.folder / f"{title}{end}" for end in (".checkpoint.zip", ".curve.json")
+            ]
+        block_size = agent.config.batch_size if name == _MODEL_BASED else 1
+        curve = _Curve(agent, env, blocks, block_size, paths[1])
+        agent.learn(checkpoint=paths[0], callback=curve)
+        result = evaluate(agent, env, blocks, name=name)
+        curve.finish(result)
+        row: dict[str, Any] = {
+            **_state(result, self._find_reference(limit, None)),
+            "channels_seen": curve.channels[-1],
+            "training_seconds": curve.seconds[-1],
+            "curve": curve.state(),
+            "shifted": {},
+        }
+        if limit == self.scenario.sensing_threshold:
+            for condition in self._conditions:
+                workspace.say(f"{name}, seed {point['seed']}: {condition}")
+                shifted, blocks = self._shift(condition)
+                met = evaluate(agent, shifted, blocks, name=name)
+                row["shifted"][condition] = _state(met, self._find_reference(limit, condition))
+        return row
+
+    @property
+    def _conditions(self) -> list[str]:
+        """The shifts that the scenario can have: it may hold one already."""
+        is_plain = self.scenario.layout == "uniform" and self.channel_model is None
+        return list(_SHIFTS) if is_plain else []
+
+    @functools.cached_property
+    def _references(self) -> dict[tuple[float, str | None], AgentResult]:
+        return {}
+
+    def _find_reference(self, limit: float, condition: str | None) -> AgentResult:
+        """The joint optimum under the constraint on the mean, which agents are set beside.
+
+        Its price is found on the channels that it is judged on, as agents see them.
+        """
+        held = self._references
+        if (limit, condition) not in held:
+            if condition is None:
+                env = self.make_env(sensing_threshold=limit)
+                blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
+            else:
+                env, blocks = self._shift(condition)
+            if self.scenario.radar == "learned":
+                searching = JointOracle(env, constraint="expected")
+                seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
+                price = searching.find_price(torch.from_numpy(seen))
+                oracle: Any = JointOracle(env, constraint="expected", price=price)
+            else:
+                oracle = prepare_agent("wmmse", env).agent
+            held[limit, condition] = evaluate(oracle, env, blocks, name="reference")
+        return held[limit, condition]
+
+    def _shift(self, condition: str) -> tuple[Any, EvaluationSet]:
+        """An environment of a condition, and its channels."""
+        changes, model = _SHIFTS[condition]
+        shifted = dataclasses.replace(self, scenario=self.scenario.replace(**changes))
+        if model == "file":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "channels.npy"
+                np.save(path, self._record_channels())
+                made = dataclasses.replace(shifted, channel_model=FileChannels(path))
+        else:
+            made = dataclasses.replace(shifted, channel_model=model)
+        env = made.make_env()
+        return env, made.draw_channels(env, self.channels, self.evaluation_seed)
+
+    def _record_channels(self) -> Any:
+        """Rayleigh channels whose antennas are correlated, ρ to the power of their distance."""
+        env = self.make_env()
+        rng = np.random.default_rng(self.evaluation_seed)
+        deployment = env.unwrapped.system.codec.deployment
+        drawn = RayleighChannel().draw(rng, 4 * self.channels, deployment)
+        antennas = np.arange(drawn.shape[-1])
+        correlation = _CORRELATION ** np.abs(antennas[:, None] - antennas)
+        return (drawn @ np.linalg.cholesky(correlation).T).astype(np.complex64)
+
+    def tabulate(self, rows: Sequence[Row]) -> Table:
+        """A row for each agent, threshold and condition: means over seeds with their intervals."""
+        by_agent: dict[tuple[str, float], list[Row]] = {}
+        for row in rows:
+            by_agent.setdefault((row["agent"], row["ε"]), []).append(row)
+        own = self.scenario.sensing_threshold
+        made = []
+        for (name, limit), found in by_agent.items():
+            reference = self._state_reference(found)
+            entry = {
+                **_summarise(name, limit, _AS_TRAINED, found),
+                "channels": float(np.mean([row["channels_seen"] for row in found])),
+                "seconds": float(np.mean([row["training_seconds"] for row in found])),
+                **{
+                    f"channels to {share} %": _find_cost(found, share / 100 * reference, limit)
+                    for share in _SHARES
+                },
+                "curves": [row["curve"] for row in found],
+            }
+            made.append(entry)
+        for condition in self._conditions:
+            for (name, limit), found in by_agent.items():
+                if limit == own:
+                    met = [row["shifted"][condition] for row in found]
+                    made.append(_summarise(name, limit, condition, met))
+        settings = {**self.settings(), "optimum": self._state_reference(rows)}
+        columns = ("channels", "seconds", *(f"channels to {share} %" for share in _SHARES))
+        return Table(
+            f"Reinforcement learning: {self.seeds} seeds, {self.channels} channels, seed "
+            f"{self.evaluation_seed}",
+            tuple(made),
+            settings,
+            columns=[
+                Column("agent", "{agent}", "left"),
+                Column("ε", "{ε:g}"),
+                Column("condition", "{condition}", "left"),
+                *(
+                    Column(heading, functools.partial(_show, name=heading, digits=digits))
+                    for heading, digits in (("bit/s/Hz", 3), ("mean L_r", 4), ("% of optimum", 1))
+                ),
+                *(
+                    Column(heading, functools.partial(_show, name=heading, digits=0))
+                    for heading in columns
+                ),
+            ],
+            caption="± 95 % interval over seeds; % of optimum: of joint-expected on the same "
+            "channels, whatever L_r is; channels to: seen, as a median over seeds, when the rate "
+            f"was that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
+        )
+
+    def _state_reference(self, rows: Sequence[Row]) -> float:
+        return float(rows[0]["reference"])
+
+    def draw(self, table: Table) -> Figure:
+        """Rate and sensing loss over the channels seen, and rate against sensing loss."""
+        own = self.scenario.sensing_threshold
+        trained = [row for row in table.rows if row["condition"] == _AS_TRAINED]
+        figure, (rates, losses, front) = make_figure(15.0, 5.0, columns=3)
+        palette = make_palette()
+        names = list(dict.fromkeys(row["agent"] for row in trained))
+        for number, name in enumerate(names):
+            colour, marker = palette[number % len(palette)], MARKERS[number % len(MARKERS)]
+            of_agent = [row for row in trained if row["agent"] == name]
+            for row in of_agent:
+                if row["ε"] == own:
+                    _draw_curve(rates, row, "rate", colour, name)
+                    _draw_curve(losses, row, "loss", colour, name)
+            points = sorted((row["mean L_r"], row["bit/s/Hz"]) for row in of_agent)
+            front.plot(*zip(*points, strict=True), f"{marker}-", color=colour, label=name)
+        optimum = sorted({(row["reference L_r"], row["reference"]) for row in trained})
+        front.plot(*zip(*optimum, strict=True), "k*--", label="joint-expected")
+        rates.axhline(table.settings["optimum"], color="0.4", ls="--", lw=1)
+        losses.axhline(own, color="0.4", ls="--", lw=1)
+        for axes, label in ((rates, "spectral efficiency (bit/s/Hz)"), (losses, "mean L_r")):
+            style_axes(axes, fontsize="small")
+            axes.set(xscale="log", xlabel="channels seen", ylabel=label)
+        losses.set_ylim(0.9 * own, 1.3 * own)
+        style_axes(front, fontsize="small")
+        front.set(xlabel="mean L_r", ylabel="spectral efficiency (bit/s/Hz)")
+        front.autoscale(axis="y")
+        return figure
+
+
+class _Curve:
+    """A callback that judges an agent as it learns, at channels seen that grow geometrically.
+
+    Args:
+        agent: The agent.
+        env: Its environment.
+        blocks: The channels that it is judged on.
+        block_size: Channels of an iteration.
+        path: Where the curve is kept, for a training that goes on after it was killed; or None.
+
+    Attributes:
+        channels: Channels seen.
+        seconds: Training time until then, without the judging, in s.
+        rates: Spectral efficiency, in bit/s/Hz.
+        losses: Mean sensing loss.
+    """
+
+    def __init__(
+        self, agent: Any, env: Any, blocks: EvaluationSet, block_size: int, path: Path | None
+    ) -> None:
+        self._agent, self._env, self._blocks = agent, env, blocks
+        self._block_size, self._path = block_size, path
+        self.channels: list[int] = []
+        self.seconds: list[float] = []
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        if path is not None and path.exists():
+            for name, values in json.loads(path.read_text(encoding="utf-8")).items():
+                setattr(self, name, values)
+        self._before = self.seconds[-1] if self.seconds else 0.0
+        self._begin = time.perf_counter()
+        self._next = self._find_next()
+
+    def state(self) -> dict[str, list[Any]]:
+        """The curve, as plain JSON types."""
+        return {name: getattr(self, name) for name in ("channels", "seconds", "rates", "losses")}
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Judge the agent if it is time."""
+        seen = progress.iteration * self._block_size
+        if seen >= self._next and progress.iteration < progress.iterations:
+            begin = time.perf_counter()
+            self._add(seen, evaluate(self._agent, self._env, self._blocks))
+            self._begin += time.perf_counter() - begin
+
+    def finish(self, result: AgentResult) -> None:
+        """Take the result of the trained agent as the last mark."""
+        assert result.channels_seen is not None
+        # It is there already if a run was killed after it.
+        if self.channels[-1:] != [result.channels_seen]:
+            self._add(result.channels_seen, result)
+
+    def _add(self, seen: int, result: AgentResult) -> None:
+        self.channels.append(seen)
+        self.seconds.append(self._before + time.perf_counter() - self._begin)
+        self.rates.append(result.spectral_efficiency)
+        self.losses.append(result.constraints["sensing"].mean)
+        self._next = self._find_next()
+        if self._path is not None:
+            write_atomically(self._path, json.dumps(self.state()).encode())
+
+    def _find_next(self) -> float:
+        last = self.channels[-1] if self.channels else 0
+        return max(_LEAST_CHANNELS, last * 10 ** (1 / _MARKS_A_DECADE))
+
+
+def _state(result: AgentResult, reference: AgentResult) -> dict[str, Any]:
+    """Rate and sensing loss, and how far the rate is from a reference's on the same channels."""
+    difference = (result.sum_rates - reference.sum_rates).mean(1)
+    low, high = mean_interval(difference)
+    return {
+        "rate": result.spectral_efficiency,
+        "loss": result.constraints["sensing"].mean,
+        "reference": reference.spectral_efficiency,
+        "reference_loss": reference.constraints["sensing"].mean,
+        "difference": float(difference.mean()),
+        "difference_low": low,
+        "difference_high": high,
+    }
+
+
+def _summarise(name: str, limit: float, condition: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over seeds with their intervals."""
+    reference = rows[0]["reference"]
+    shares = [100.0 * row["rate"] / reference for row in rows]
+    return {
+        "agent": name,
+        "ε": limit,
+        "condition": condition,
+        **over_seeds("bit/s/Hz", [row["rate"] for row in rows]),
+        **over_seeds("mean L_r", [row["loss"] for row in rows]),
+        **over_seeds("% of optimum", shares),
+        "reference": reference,
+        "reference L_r": rows[0]["reference_loss"],
+        # Over channels, which all agents and the reference share.
+        "difference": float(np.mean([row["difference"] for row in rows])),
+        "difference low": float(np.mean([row["difference_low"] for row in rows])),
+        "difference high": float(np.mean([row["difference_high"] for row in rows])),
+    }
+
+
+def _find_cost(rows: Sequence[Row], rate: float, limit: float) -> float:
+    """Channels seen until a rate was had with ε kept, the median over seeds; infinite if never."""
+    found = []
+    for row in rows:
+        curve = row["curve"]
+        marks = zip(curve["channels"], curve["rates"], curve["losses"], strict=True)
+        kept = (
+            seen
+            for seen, reached, loss in marks
+            if reached >= rate and loss <= (1.0 + _TOLERANCE) * limit
+        )
+        found.append(next(kept, math.inf))
+    return float(np.median(found))
+
+
+def _show(row: Row, name: str, digits: int) -> str:
+    value = row.get(name, math.nan)
+    if not math.isfinite(value):
+        return "–" if math.isinf(value) else ""
+    half = row.get(f"± {name}", 0.0)
+    spread = f" ± {half:.{digits}f}" if 0.0 < half < math.inf else ""
+    return f"{value:,.{digits}f}{spread}"
+
+
+def _draw_curve(axes: Axes, row: Row, name: str, colour: Any, label: str) -> None:
+    """Every seed as a thin line, the median as a thick one."""
+    key = "rates" if name == "rate" else "losses"
+    for curve in row["curves"]:
+        axes.plot(curve["channels"], curve[key], color=colour, lw=0.5, alpha=0.5)
+    # Seeds are judged at the same marks; a last one may be missing where a training was killed.
+    count = min(len(curve[key]) for curve in row["curves"])
+    middle = np.median([curve[key][:count] for curve in row["curves"]], axis=0)
+    axes.plot(row["curves"][0]["channels"][:count], middle, color=colour, lw=1.8, label=label)

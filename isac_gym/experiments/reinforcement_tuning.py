@@ -1,0 +1,266 @@
+"""The search for settings of reinforcement learning that the package keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from isac_gym.agents.reinforcement import Reinforcement
+from isac_gym.envs.wrappers.penalty import find_penalty_weight
+from isac_gym.evaluation.channel_set import EvaluationSet
+from isac_gym.evaluation.judging import evaluate
+from isac_gym.evaluation.table import Column, Row, Table
+from isac_gym.experiments.base import Experiment, Point, Workspace, setting
+from isac_gym.experiments.style import make_figure, style_axes
+from isac_gym.registry import register_experiment
+from isac_gym.rl.settings import ALGORITHMS, count_passes, find_settings, is_on_policy
+from isac_gym.validation import not_allowed
+
+__all__ = ["ReinforcementTuning"]
+
+_JOURNAL: Final = "optuna.log"
+
+
+@register_experiment("rl-tuning", "a search for the settings of an algorithm of RL (Optuna)")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReinforcementTuning(Experiment):
+    """Trainings with settings that Optuna's tree-structured Parzen estimator proposes.
+
+    The first trial has the settings that the package keeps. All trials cost about as much: where a
+    block is gone over more often, there are fewer blocks. A trial's score is the rate less the
+    price of the excess, R - μ·(L/ε - 1) summed over the constraints, with μ the scenario's
+    calibrated price: to first order the rate at which the constraint holds.
+
+    Attributes:
+        algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`.
+        work: Blocks that the gradient steps of a trial go over, each as often as they do.
+        trials: Trials.
+        seed: Seed of the trainings and of the search.
+        channels: Channels that a trial is judged on.
+        evaluation_seed: Their seed; another than that of comparisons.
+    """
+
+    algorithm: str = setting("ppo-lagrangian", "Algorithm of reinforcement learning.")
+    work: int = setting(1_500_000, "Blocks that gradient steps of a trial go over.", minimum=1)
+    trials: int = setting(24, "Number of trials.", minimum=1, only_selects=True)
+    seed: int = setting(0, "Seed of trainings and search.", minimum=0)
+    channels: int = setting(2000, "Channels that a trial is judged on.", minimum=1)
+    evaluation_seed: int = setting(11, "Their seed.", minimum=0)
+
+    def points(self) -> list[Point]:
+        """The trials by their numbers.
+
+        Raises:
+            ValueError: If there is no such algorithm, or training would see the channels that
+                trials are judged on.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise not_allowed("algorithm", self.algorithm, f"one of {', '.join(ALGORITHMS)}")
+        if self.evaluation_seed == self.seed:
+            raise ValueError(
+                "evaluation_seed must be another than seed, whose training would see its channels, "
+                f"got {self.evaluation_seed!r}"
+            )
+        return [{"trial": number} for number in range(self.trials)]
+
+    @functools.cached_property
+    def _blocks(self) -> EvaluationSet:
+        return self.draw_channels(self.env, self.channels, self.evaluation_seed)
+
+    @functools.cached_property
+    def _price(self) -> float:
+        """The price of an excess, in bit/s/Hz."""
+        return find_penalty_weight(self.env)
+
+    def run(self, point: Point, workspace: Workspace) -> Row:
+        """Ask for settings, train with them, judge the agent, and tell its score.
+
+        Raises:
+            ImportError: If Optuna is not installed.
+        """
+        optuna = _load_optuna()
+        number = point["trial"]
+        # What a sampler draws depends on the trials before it and on its seed alone, so that a
+        # search that was killed goes on as it would have.
+        sampler = optuna.samplers.TPESampler(seed=1000 * self.seed + number, n_startup_trials=8)
+        study = optuna.create_study(
+            storage=_open_storage(optuna, workspace),
+            study_name=self.algorithm,
+            sampler=sampler,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        for earlier in study.get_trials(deepcopy=False):
+            if earlier.user_attrs.get("number") == number and "row" in earlier.user_attrs:
+                return dict(earlier.user_attrs["row"])
+            if not earlier.state.is_finished():
+                study.tell(earlier.number, state=optuna.trial.TrialState.FAIL)
+        if number == 0:
+            study.enqueue_trial(self._find_kept())
+        trial = study.ask()
+        trial.set_user_attr("number", number)
+        chosen = suggest_settings(trial, self.algorithm)
+        row = self._judge(chosen, number, workspace)
+        trial.set_user_attr("row", row)
+        study.tell(trial, row["score"])
+        return row
+
+    def _find_kept(self) -> dict[str, Any]:
+        """What the package keeps of what is searched."""
+        held = find_settings(self.algorithm, self._control)
+        names = suggest_settings(_Recorder(), self.algorithm)
+        return {name: getattr(held, name) for name in names}
+
+    @functools.cached_property
+    def _control(self) -> str:
+        """The control mode in which agents of the scenario learn."""
+        return Reinforcement(self.env, self.algorithm).inner.scenario.control
+
+    def _judge(self, chosen: Mapping[str, Any], number: int, workspace: Workspace) -> Row:
+        """Train with settings; the row of what comes of it."""
+        settings = {**chosen, "final_learning_rate": chosen["learning_rate"] / 10.0}
+        passes = count_passes(
+            self.algorithm, find_settings(self.algorithm, self._control, **settings)
+        )
+        agent = Reinforcement(
+            self.env,
+            self.algorithm,
+            seed=self.seed,
+            **settings,
+            timesteps=max(1, round(self.work / passes)),
+        )
+        path = None
+        if workspace.folder is not None:
+            path = workspace.folder / f"trial-{number}.checkpoint.zip"
+        agent.learn(checkpoint=path)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        result = evaluate(agent, self.env, self._blocks, name=self.algorithm)
+        system = agent.inner
+        excess = {
+            name: found.mean / system.limits[name] - 1.0
+            for name, found in result.constraints.items()
+            if system.constraints[name].can_be_exceeded(system.scenario)
+        }
+        return {
+            **chosen,
+            "timesteps": agent.channels_seen,
+            "seconds": agent.training_seconds,
+            "spectral_efficiency": result.spectral_efficiency,
+            **{f"{name}_mean": result.constraints[name].mean for name in excess},
+            "score": result.spectral_efficiency - self._price * sum(excess.values()),
+        }
+
+    def tabulate(self, rows: Sequence[Row]) -> Table:
+        """The trials, best first."""
+        names = list(suggest_settings(_Recorder(), self.algorithm))
+        losses = [name for name in rows[0] if name.endswith("_mean")]
+        return Table(
+            f"{len(rows)} trials of {self.algorithm}, {self._control} control; each goes over "
+            f"{self.work:,} blocks, {self._blocks.count} channels, seed {self.evaluation_seed}",
+            tuple(sorted(rows, key=lambda row: -row["score"])),
+            {**self.settings(), "price": self._price, "evaluation_set": self._blocks.digest},
+            columns=[
+                Column("trial", "{trial}"),
+                *(Column(name, f"{{{name}:.4g}}") for name in names),
+                Column("blocks", "{timesteps:,}"),
+                Column("s", "{seconds:.0f}"),
+                Column("bit/s/Hz", "{spectral_efficiency:.3f}"),
+                *(Column(name, f"{{{name}:.4f}}") for name in losses),
+                Column("score", "{score:.3f}"),
+            ],
+            caption="score: rate less the price of the excess; trial 0 has the settings that were "
+            "kept",
+        )
+
+    def draw(self, table: Table) -> Figure:
+        """The scores of the trials over each number that was searched."""
+        names = list(suggest_settings(_Recorder(), self.algorithm))
+        figure, _ = make_figure(10.0, 5.0)
+        figure.clear()
+        columns = (len(names) + 1) // 2
+        axes = figure.subplots(2, columns, sharey=True, squeeze=False).flatten()
+        scores = np.array([row["score"] for row in table.rows])
+        for axis, name in zip(axes, names, strict=False):
+            values = [row[name] for row in table.rows]
+            is_kind = len(set(values)) <= 4
+            shown = [str(value) for value in values] if is_kind else values
+            axis.plot(shown, scores, "o", ms=4)
+            if not is_kind and min(values) > 0 and max(values) > 5 * min(values):
+                axis.set_xscale("log")
+            style_axes(axis, handles=[])
+            axis.set_xlabel(name)
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
+        low = float(np.median(scores) - 2.0 * (scores.max() - np.median(scores)))
+        axes[0].set_ylim(low, None)
+        axes[0].set_ylabel("score (bit/s/Hz)")
+        figure.suptitle(f"Trials of {self.algorithm}; those below the axis are not shown")
+        return figure
+
+
+def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
+    """Settings that a trial proposes; these are the settings that are searched.
+
+    Args:
+        trial: A trial of Optuna.
+        algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`.
+
+    Returns:
+        Fields of :class:`~isac_gym.rl.settings.ReinforcementSettings`.
+    """
+    if is_on_policy(algorithm):
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 6e-3, log=True),
+            "batch_size": trial.suggest_categorical("batch_size", [1024, 2048, 4096]),
+            "rollout_length": trial.suggest_categorical("rollout_length", [4, 8, 16]),
+            "epochs": trial.suggest_int("epochs", 2, 10),
+            "clip_range": trial.suggest_float("clip_range", 0.1, 0.4),
+            "deviation": trial.suggest_float("deviation", 0.1, 0.5, log=True),
+            "final_deviation": trial.suggest_float("final_deviation", 0.02, 0.15, log=True),
+            "width": trial.suggest_categorical("width", [24, 32, 48, 64]),
+            "rounds": trial.suggest_int("rounds", 1, 2),
+            "shares_extractor": trial.suggest_categorical("shares_extractor", [True, False]),
+            "value_weight": trial.suggest_float("value_weight", 0.02, 1.0, log=True),
+        }
+    found = {
+        "num_envs": trial.suggest_categorical("num_envs", [256, 1024]),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", [256, 512, 1024, 2048]),
+        "gradient_steps": trial.suggest_categorical("gradient_steps", [1, 4, 8, 16]),
+        "width": trial.suggest_categorical("width", [32, 48, 64, 128]),
+    }
+    if algorithm == "td3":
+        found["deviation"] = trial.suggest_float("deviation", 0.02, 0.3, log=True)
+    return found
+
+
+class _Recorder:
+    """A trial that proposes nothing, for the names alone."""
+
+    def suggest_float(self, name: str, *_: Any, **__: Any) -> None: ...
+
+    suggest_int = suggest_categorical = suggest_float
+
+
+def _load_optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("the search needs Optuna: pip install 'isac-gym[tuning]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _open_storage(optuna: Any, workspace: Workspace) -> Any:
+    """Where the trials are kept; None holds them in memory."""
+    if workspace.folder is None:
+        return None
+    workspace.folder.mkdir(parents=True, exist_ok=True)
+    backend = optuna.storages.journal.JournalFileBackend(str(workspace.folder / _JOURNAL))
+    return optuna.storages.JournalStorage(backend)

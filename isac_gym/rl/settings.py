@@ -1,0 +1,165 @@
+"""Settings of reinforcement learning: what there is to set, and what was found to be good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+from isac_gym.validation import check_integer, check_real, not_allowed
+
+__all__ = [
+    "ALGORITHMS",
+    "TUNED",
+    "ReinforcementSettings",
+    "count_passes",
+    "find_settings",
+    "is_on_policy",
+]
+
+ALGORITHMS: Final = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcementSettings:
+    """Settings of an agent of reinforcement learning.
+
+    An episode is a sequence of blocks with channels of their own, so that what is done in one block
+    changes nothing in the next: a contextual bandit. Hence γ = 0, which is no setting.
+
+    Attributes:
+        timesteps: Blocks to learn from, over all environments; each is a channel that is seen once.
+        num_envs: Environments side by side.
+        learning_rate: Step size of Adam to begin with.
+        final_learning_rate: Step size at the end, reached linearly.
+        batch_size: Blocks a gradient step, a divisor of ``num_envs·rollout_length``.
+        rollout_length: Blocks of every environment between two updates; on-policy algorithms.
+        epochs: Passes over these blocks; on-policy algorithms.
+        clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
+        deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
+            on-policy algorithms. That of the noise of ``"td3"``.
+        final_deviation: The same at the end. It falls with the logarithm's straight line, so that
+            what was learned with noise holds for the policy without.
+        gradient_steps: Gradient steps after each step of the environments; others.
+        policy: ``"users"``: the same network for every user
+            (:mod:`isac_gym.rl.equivariant`), where observations are features and the algorithm is
+            on-policy; ``"mlp"``: fully connected.
+        width: Width of its layers.
+        rounds: Rounds in which users are told of each other; the policy ``"users"``.
+        shares_extractor: Whether policy and critic read observations by the same layers; the policy
+            ``"users"``.
+        value_weight: Weight of the critic's loss beside the policy's; on-policy algorithms.
+        multiplier_step: Step size of the multipliers after a rollout, in bit/s/Hz; Lagrangian
+            algorithms.
+        multiplier_gain: Their proportional gain κ, in bit/s/Hz.
+        initial_multiplier: Multiplier of the sensing constraint to begin with, in bit/s/Hz.
+        penalty: Weight of the costs in the reward of algorithms that know no constraints; None
+            takes the calibrated price of the scenario
+            (:func:`~isac_gym.envs.wrappers.penalty.find_penalty_weight`).
+        checkpoint_interval: Rollouts from one checkpoint to the next.
+
+    Raises:
+        ValueError: If a value is not allowed.
+    """
+
+    timesteps: int = 1_000_000
+    num_envs: int = 1024
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-4
+    batch_size: int = 2048
+    rollout_length: int = 8
+    epochs: int = 5
+    clip_range: float = 0.2
+    deviation: float = 0.25
+    final_deviation: float = 0.06
+    gradient_steps: int = 8
+    policy: str = "users"
+    width: int = 48
+    rounds: int = 2
+    shares_extractor: bool = True
+    value_weight: float = 0.5
+    multiplier_step: float = 15.0
+    multiplier_gain: float = 150.0
+    initial_multiplier: float = 15.0
+    penalty: float | None = None
+    checkpoint_interval: int = 10
+
+    def __post_init__(self) -> None:
+        for name in (
+            "timesteps",
+            "num_envs",
+            "batch_size",
+            "rollout_length",
+            "epochs",
+            "gradient_steps",
+            "width",
+            "rounds",
+            "checkpoint_interval",
+        ):
+            check_integer(name, getattr(self, name), 2 if name == "batch_size" else 1)
+        for name in (
+            "learning_rate",
+            "final_learning_rate",
+            "clip_range",
+            "multiplier_step",
+            "deviation",
+            "final_deviation",
+            "value_weight",
+        ):
+            check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0)
+        for name in ("multiplier_gain", "initial_multiplier"):
+            check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0)
+        if self.penalty is not None:
+            allowed = "None or a finite number >= 0"
+            check_real("penalty", self.penalty, allowed, lambda x: x >= 0)
+        if self.num_envs * self.rollout_length % self.batch_size:
+            raise not_allowed(
+                "batch_size",
+                self.batch_size,
+                f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
+            )
+        if self.policy not in ("users", "mlp"):
+            raise not_allowed("policy", self.policy, "'users' or 'mlp'")
+        if not isinstance(self.shares_extractor, bool):
+            raise not_allowed("shares_extractor", self.shares_extractor, "True or False")
+
+
+TUNED: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+"""Settings by algorithm and control mode, as far as they are others than the defaults.
+
+``isac-gym study rl-tuning`` found them; its trials are in ``docs/trials``.
+"""
+
+
+def find_settings(algorithm: str, control: str, **changes: Any) -> ReinforcementSettings:
+    """The settings that are kept for an algorithm and a control mode.
+
+    Args:
+        algorithm: One of :data:`ALGORITHMS`. A Lagrangian has those of the plain algorithm, and
+            that those of the Lagrangian, where only the other was tuned.
+        control: Control mode of the scenario.
+        **changes: Fields to change.
+
+    Raises:
+        TypeError: If there is no such setting.
+        ValueError: If a value is not allowed.
+    """
+    plain = algorithm.removesuffix("-lagrangian")
+    known = [field.name for field in dataclasses.fields(ReinforcementSettings)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise TypeError(f"unknown setting(s) {unknown}; allowed are {known}")
+    held = (TUNED.get((name, control)) for name in (algorithm, f"{plain}-lagrangian", plain))
+    return ReinforcementSettings(**{**next(filter(None, held), {}), **changes})
+
+
+def is_on_policy(algorithm: str) -> bool:
+    """Whether an algorithm learns from what the present policy does alone."""
+    return algorithm.startswith("ppo")
+
+
+def count_passes(algorithm: str, settings: ReinforcementSettings) -> float:
+    """How often gradient steps go over a block, on average."""
+    if is_on_policy(algorithm):
+        return float(settings.epochs)
+    return settings.gradient_steps * settings.batch_size / settings.num_envs

@@ -1,0 +1,184 @@
+"""Searching settings of reinforcement learning, and its learning curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from direct_model import SMALL
+from small_stations import is_drawn, run_twice
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("optuna")
+
+from isac_gym.agents.reinforcement import Reinforcement
+from isac_gym.channels import RicianChannel
+from isac_gym.envs.wrappers.penalty import find_penalty_weight
+from isac_gym.evaluation import compare
+from isac_gym.experiments import Workspace, run_experiment
+from isac_gym.experiments.reinforcement_curves import ReinforcementCurves
+from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
+from isac_gym.scenario import Scenario
+
+SCENARIO = Scenario(**SMALL)
+QUICK: dict[str, Any] = {
+    "num_envs": 32,
+    "rollout_length": 4,
+    "batch_size": 64,
+    "epochs": 1,
+    "gradient_steps": 1,
+    "width": 8,
+    "penalty": 5.0,
+}
+TRAINING = {**QUICK, "timesteps": 4096}
+CURVES: dict[str, Any] = {"seeds": 2, "channels": 8}
+
+
+def make_tuning(**changes: Any) -> ReinforcementTuning:
+    settings: dict[str, Any] = {
+        "work": 4096,
+        "trials": 3,
+        "channels": 32,
+        "algorithm": "td3",
+        **changes,
+    }
+    return ReinforcementTuning(scenario=SCENARIO, **settings)
+
+
+def make_curves(**changes: Any) -> ReinforcementCurves:
+    settings = {"agents": ("ppo-lagrangian",), "agent_settings": TRAINING, **CURVES, **changes}
+    return ReinforcementCurves(scenario=SCENARIO, **settings)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo-lagrangian", "td3"])
+def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
+    experiment = make_tuning(algorithm=algorithm, trials=1)
+    (row,) = run_experiment(experiment).rows
+    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
+    kept = Reinforcement(env, algorithm).settings
+    names = [name for name in row if hasattr(kept, name) and name != "timesteps"]
+    assert {"learning_rate", "batch_size", "width"} <= set(names)
+    chosen = {name: row[name] for name in names}
+    # The first trial has the settings that are kept.
+    assert chosen == pytest.approx({name: getattr(kept, name) for name in names})
+    passes = kept.epochs if algorithm == "ppo-lagrangian" else 8 * 2048 / 1024
+    agent = Reinforcement(
+        env,
+        algorithm,
+        **chosen,
+        final_learning_rate=row["learning_rate"] / 10,
+        timesteps=round(4096 / passes),
+    ).learn()
+    result = compare({"it": agent}, env, channels=32, seed=11)["it"]
+    assert row["spectral_efficiency"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
+    excess = result.constraints["sensing"].mean / SCENARIO.sensing_threshold - 1.0
+    expected = result.spectral_efficiency - find_penalty_weight(env) * excess
+    assert row["score"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_search_that_was_killed_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    table, lines = run_twice(make_tuning(), tmp_path, after=1)
+    assert lines[0].startswith("trial 1 (2 of 3)")
+    whole = run_experiment(make_tuning())
+    for row, expected in zip(table.rows, whole.rows, strict=True):
+        assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+    scores = [row["score"] for row in table.rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len({row["learning_rate"] for row in table.rows}) == 3
+    assert is_drawn(tmp_path, "rl-tuning")
+
+
+def test_a_trial_whose_row_was_not_written_is_not_repeated(tmp_path: Path) -> None:
+    experiment, workspace = make_tuning(), Workspace(tmp_path)
+    first = experiment.run({"trial": 0}, workspace)
+    assert experiment.run({"trial": 0}, workspace) == first
+    assert experiment.run({"trial": 1}, workspace) != first
+
+
+def test_curves_end_with_what_the_trained_agents_reach(tmp_path: Path) -> None:
+    # Where the radar is fixed the reference is WMMSE, which takes no time.
+    scenario = SCENARIO.replace(control="power", radar="fixed", sensing_threshold=0.2)
+    agents = ("ppo-lagrangian", "td3:power")
+    experiment = ReinforcementCurves(
+        scenario=scenario, agents=agents, thresholds=(0.25,), agent_settings=TRAINING, **CURVES
+    )
+    table, _ = run_twice(experiment, tmp_path, after=2)
+    assert is_drawn(tmp_path, "rl")
+    trained = {(r["agent"], r["ε"]): r for r in table.rows if r["condition"] == "as trained"}
+    own = SCENARIO.sensing_threshold
+    assert list(trained) == [(name, limit) for limit in (own, 0.25) for name in agents]
+    for (name, limit), row in trained.items():
+        algorithm, _, control = name.partition(":")
+        env = gym.make("ISAC-MISO-v0", scenario=scenario.replace(sensing_threshold=limit))
+        options = {**TRAINING, **({"control": control} if control else {})}
+        seeds = (0, 1) if limit == own else (0,)
+        learned = [Reinforcement(env, algorithm, seed=seed, **options).learn() for seed in seeds]
+        found = [compare({"it": each}, env, channels=8, seed=7)["it"] for each in learned]
+        rates = [result.spectral_efficiency for result in found]
+        assert row["bit/s/Hz"] == pytest.approx(np.mean(rates), rel=1e-5)
+        for curve, rate in zip(row["curves"], rates, strict=True):
+            assert curve["rates"][-1] == pytest.approx(rate, rel=1e-5)
+            assert curve["channels"] == sorted(set(curve["channels"]))
+            assert 1000 <= curve["channels"][0] < 1500
+            assert len(curve["channels"]) >= 3
+
+
+def test_agents_are_carried_unchanged_to_other_conditions() -> None:
+    table = run_experiment(make_curves(seeds=1))
+    rows = {row["condition"]: row for row in table.rows}
+    assert len(rows) == 5
+    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
+    agent = Reinforcement(env, "ppo-lagrangian", **TRAINING).learn()
+    shifted = {
+        "Rician, 5 dB": gym.make(
+            "ISAC-MISO-v0", scenario=SCENARIO, channel_model=RicianChannel(k_factor_db=5.0)
+        ),
+        "CSI error 0.1": gym.make(
+            "ISAC-MISO-v0", scenario=SCENARIO.replace(csi_error_variance=0.1)
+        ),
+    }
+    for name, other in shifted.items():
+        result = compare({"it": agent}, other, channels=8, seed=7)["it"]
+        assert rows[name]["bit/s/Hz"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
+        low, high = rows[name]["difference low"], rows[name]["difference high"]
+        assert low < rows[name]["difference"] < high
+
+
+def test_recorded_channels_have_correlated_antennas() -> None:
+    experiment = make_curves(channels=2000)
+    drawn = experiment._record_channels()[:, 0, 0, 0]
+    found = np.einsum("na,nb->ab", drawn, drawn.conj()) / len(drawn)
+    distance = np.abs(np.subtract.outer(*[np.arange(drawn.shape[1])] * 2))
+    np.testing.assert_allclose(found, 0.7**distance, atol=0.05)
+
+
+def test_the_cost_of_a_share_needs_the_constraint_as_well() -> None:
+    from isac_gym.experiments.reinforcement_curves import _find_cost
+
+    curve = {"channels": [1, 2, 3, 4], "rates": [9, 9, 9, 8], "losses": [0.2, 0.13, 0.12, 0.12]}
+    assert _find_cost([{"curve": curve}], 8.5, 0.12) == 3
+    assert _find_cost([{"curve": curve}], 8.5, 0.13) == 2
+    assert math.isinf(_find_cost([{"curve": curve}], 9.5, 0.12))
+
+
+def test_what_is_not_allowed_is_named() -> None:
+    with pytest.raises(ValueError, match="algorithm must be one of ppo, sac"):
+        make_tuning(algorithm="dqn").points()
+    with pytest.raises(ValueError, match="evaluation_seed must be another than seed"):
+        make_tuning(seed=11).points()
+    with pytest.raises(ValueError, match="num_cells must be 1 for this experiment, got 2"):
+        ReinforcementCurves(scenario=SCENARIO.replace(num_cells=2)).points()
+    with pytest.raises(ValueError, match="algorithm must be one of ppo, sac"):
+        make_curves(agents=("dqn",)).points()
+
+
+def test_files_state_the_settings(tmp_path: Path) -> None:
+    run_experiment(make_tuning(trials=1), tmp_path)
+    kept = json.loads((tmp_path / "rl-tuning.json").read_text())
+    assert kept["settings"]["work"] == 4096
+    assert kept["settings"]["price"] > 0
