@@ -162,6 +162,14 @@ class Reinforcement(SystemPolicy):
         return self.algorithm.endswith("-lagrangian")
 
     @property
+    def weights(self) -> int:
+        """Number of weights of its networks, critics and targets among them."""
+        found = self.model.policy.parameters()
+        critics = getattr(self.model, "cost_critics", None)
+        others = [] if critics is None else critics.parameters()
+        return sum(weight.numel() for weight in (*found, *others))
+
+    @property
     def multipliers(self) -> dict[str, float]:
         """Multipliers by the name of the constraint, in bit/s/Hz for a relative unit of excess.
 

@@ -21,8 +21,10 @@ from isac_gym.registry import register_experiment
 from isac_gym.rl.settings import ALGORITHMS, count_passes, find_settings, is_on_policy
 from isac_gym.validation import not_allowed
 
-__all__ = ["ReinforcementTuning"]
+__all__ = ["BLOCK_WORK", "ReinforcementTuning"]
 
+BLOCK_WORK: Final = 30_000
+"""Weights of a network a pass of which takes as long as the environment takes for a block."""
 _JOURNAL: Final = "optuna.log"
 
 
@@ -31,14 +33,16 @@ _JOURNAL: Final = "optuna.log"
 class ReinforcementTuning(Experiment):
     """Trainings with settings that Optuna's tree-structured Parzen estimator proposes.
 
-    The first trial has the settings that the package keeps. All trials cost about as much: where a
-    block is gone over more often, there are fewer blocks. A trial's score is the rate less the
-    price of the excess, R - μ·(L/ε - 1) summed over the constraints, with μ the scenario's
-    calibrated price: to first order the rate at which the constraint holds.
+    The first trial has the settings that the package keeps. All trials of an algorithm take about
+    as long: where a block is gone over more often, or by larger networks, there are fewer blocks. A
+    trial's score is the rate less the price of the excess, R - μ·(L/ε - 1) summed over the
+    constraints, with μ the scenario's calibrated price: to first order the rate at which the
+    constraint holds.
 
     Attributes:
         algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`.
-        work: Blocks that the gradient steps of a trial go over, each as often as they do.
+        work: Work of a trial in 10⁹, counted as a unit for each weight and block that a gradient
+            step goes over, and :data:`BLOCK_WORK` for the environment's work on a block.
         trials: Trials.
         seed: Seed of the trainings and of the search.
         channels: Channels that a trial is judged on.
@@ -46,7 +50,9 @@ class ReinforcementTuning(Experiment):
     """
 
     algorithm: str = setting("ppo-lagrangian", "Algorithm of reinforcement learning.")
-    work: int = setting(1_500_000, "Blocks that gradient steps of a trial go over.", minimum=1)
+    work: float = setting(
+        45.0, "Work of a trial, in 10⁹ weights times blocks that are gone over.", minimum=1e-3
+    )
     trials: int = setting(24, "Number of trials.", minimum=1, only_selects=True)
     seed: int = setting(0, "Seed of trainings and search.", minimum=0)
     channels: int = setting(2000, "Channels that a trial is judged on.", minimum=1)
@@ -124,16 +130,10 @@ class ReinforcementTuning(Experiment):
     def _judge(self, chosen: Mapping[str, Any], number: int, workspace: Workspace) -> Row:
         """Train with settings; the row of what comes of it."""
         settings = {**chosen, "final_learning_rate": chosen["learning_rate"] / 10.0}
-        passes = count_passes(
-            self.algorithm, find_settings(self.algorithm, self._control, **settings)
-        )
-        agent = Reinforcement(
-            self.env,
-            self.algorithm,
-            seed=self.seed,
-            **settings,
-            timesteps=max(1, round(self.work / passes)),
-        )
+        make = functools.partial(Reinforcement, self.env, self.algorithm, seed=self.seed)
+        held = make(**settings)
+        of_block = count_passes(self.algorithm, held.settings) * held.weights + BLOCK_WORK
+        agent = make(**settings, timesteps=max(1, round(1e9 * self.work / of_block)))
         path = None
         if workspace.folder is not None:
             path = workspace.folder / f"trial-{number}.checkpoint.zip"
@@ -161,8 +161,8 @@ class ReinforcementTuning(Experiment):
         names = list(suggest_settings(_Recorder(), self.algorithm))
         losses = [name for name in rows[0] if name.endswith("_mean")]
         return Table(
-            f"{len(rows)} trials of {self.algorithm}, {self._control} control; each goes over "
-            f"{self.work:,} blocks, {self._blocks.count} channels, seed {self.evaluation_seed}",
+            f"{len(rows)} trials of {self.algorithm}, {self._control} control; work "
+            f"{self.work:g}·10⁹ each, {self._blocks.count} channels, seed {self.evaluation_seed}",
             tuple(sorted(rows, key=lambda row: -row["score"])),
             {**self.settings(), "price": self._price, "evaluation_set": self._blocks.digest},
             columns=[

@@ -29,10 +29,18 @@ except ImportError as error:
         "the policies of isac_gym.rl need stable-baselines3: pip install 'isac-gym[rl]'"
     ) from error
 
-__all__ = ["UserExtractor", "UserLayer", "UserPolicy", "make_policy_kwargs"]
+__all__ = [
+    "UserExtractor",
+    "UserLayer",
+    "UserPolicy",
+    "describe_extractor",
+    "make_policy_kwargs",
+]
 
 _USUAL_SUM: Final = 5.0
 """What sums over users are divided by, so that inputs are of order 1."""
+_PART: Final = 256
+"""Observations at a time: what is said between their users stays in a processor's cache."""
 
 
 def make_policy_kwargs(env: Any, width: int = 64, rounds: int = 2) -> dict[str, Any]:
@@ -53,8 +61,25 @@ def make_policy_kwargs(env: Any, width: int = 64, rounds: int = 2) -> dict[str, 
     scenario = find_system(env).scenario
     if scenario.observation != "features":
         raise not_allowed("observation", scenario.observation, "'features' for these policies")
+    return describe_extractor(UserExtractor, scenario, width, rounds)
+
+
+def describe_extractor(
+    kind: type[UserExtractor], scenario: Scenario, width: int, rounds: int
+) -> dict[str, Any]:
+    """Arguments ``policy_kwargs`` that choose an extractor.
+
+    Args:
+        kind: Its class.
+        scenario: The scenario that it reads observations of.
+        width: Length of what is known of a user.
+        rounds: Rounds in which users are told of each other.
+
+    Raises:
+        ValueError: If a number is not allowed.
+    """
     return {
-        "features_extractor_class": UserExtractor,
+        "features_extractor_class": kind,
         "features_extractor_kwargs": {
             "scenario": scenario.to_dict(),
             "width": check_integer("width", width, 1),
@@ -67,8 +92,8 @@ class UserExtractor(BaseFeaturesExtractor):
     """What is known of every own user, from the features of a scenario.
 
     Every user begins with its own features. In a round an own user hears of every user what a layer
-    makes of the pair's features and of what is known of that user; the sum and the largest of it
-    change what is known of the own user.
+    makes of the pair's features and of what is known of that user; the sum of it changes what is
+    known of the own user.
 
     Args:
         observation_space: That of an environment with ``observation="features"``.
@@ -97,12 +122,15 @@ class UserExtractor(BaseFeaturesExtractor):
         self.tell_user = nn.ModuleList(nn.Linear(width, width) for _ in range(rounds))
         self.tell_pair = nn.ModuleList(nn.Linear(of_pair, width, bias=False) for _ in range(rounds))
         self.think = nn.ModuleList(
-            nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, width))
+            nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
             for _ in range(rounds)
         )
 
     def forward(self, observations: Tensor) -> Tensor:
         """What is known of own users, (n, J·K·w)."""
+        return torch.cat([self._read(part) for part in observations.split(_PART)])
+
+    def _read(self, observations: Tensor) -> Tensor:
         layout = self.layout
         users, pairs = layout.split(observations.unflatten(-1, (self.cells, layout.size)))
         is_own = torch.zeros(layout.all_users, 1, device=users.device, dtype=users.dtype)
@@ -112,9 +140,8 @@ class UserExtractor(BaseFeaturesExtractor):
         sizes = [layout.own_users, layout.all_users - layout.own_users]
         for user, pair, think in zip(self.tell_user, self.tell_pair, self.think, strict=True):
             own, others = states.split(sizes, dim=-2)
-            said = nn.functional.silu(user(states).unsqueeze(-3) + pair(pairs))
-            heard = torch.cat([said.sum(-2) / _USUAL_SUM, said.amax(-2)], -1)
-            own = own + think(torch.cat([own, heard], -1))
+            said = torch.relu(user(states).unsqueeze(-3) + pair(pairs))
+            own = own + think(torch.cat([own, said.sum(-2) / _USUAL_SUM], -1))
             states = torch.cat([own, others], -2)
         return states[..., : layout.own_users, :].flatten(1)
 

@@ -17,10 +17,10 @@ from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 
 from isac_gym.policy import Translation
-from isac_gym.rl.equivariant import UserExtractor, UserLayer, UserPolicy
+from isac_gym.rl.equivariant import UserExtractor, UserLayer, UserPolicy, describe_extractor
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem, find_system
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import not_allowed
 
 __all__ = ["ChannelExtractor", "PrecoderPolicy", "make_precoder_kwargs"]
 
@@ -46,14 +46,7 @@ def make_precoder_kwargs(env: Any, width: int = 64, rounds: int = 2) -> dict[str
         raise not_allowed("control", scenario.control, "'beamforming' for this policy")
     if scenario.observation != "channels":
         raise not_allowed("observation", scenario.observation, "'channels' for this policy")
-    return {
-        "features_extractor_class": ChannelExtractor,
-        "features_extractor_kwargs": {
-            "scenario": scenario.to_dict(),
-            "width": check_integer("width", width, 1),
-            "rounds": check_integer("rounds", rounds, 1),
-        },
-    }
+    return describe_extractor(ChannelExtractor, scenario, width, rounds)
 
 
 class ChannelExtractor(UserExtractor):

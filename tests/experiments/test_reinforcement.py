@@ -67,12 +67,13 @@ def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
     # The first trial has the settings that are kept.
     assert chosen == pytest.approx({name: getattr(kept, name) for name in names})
     passes = kept.epochs if algorithm == "ppo-lagrangian" else 8 * 2048 / 1024
+    weights = Reinforcement(env, algorithm).weights
     agent = Reinforcement(
         env,
         algorithm,
         **chosen,
         final_learning_rate=row["learning_rate"] / 10,
-        timesteps=round(4096 / passes),
+        timesteps=round(0.3e9 / (passes * weights + 30_000)),
     ).learn()
     result = compare({"it": agent}, env, channels=32, seed=11)["it"]
     assert row["spectral_efficiency"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
@@ -180,5 +181,5 @@ def test_what_is_not_allowed_is_named() -> None:
 def test_files_state_the_settings(tmp_path: Path) -> None:
     run_experiment(make_tuning(trials=1), tmp_path)
     kept = json.loads((tmp_path / "rl-tuning.json").read_text())
-    assert kept["settings"]["work"] == 4096
+    assert kept["settings"]["work"] == 0.3
     assert kept["settings"]["price"] > 0
