@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from isac_gym.channels import ChannelModel
+from isac_gym.channels import ChannelModel, HeldChannels
 from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.envs.single import ISACEnv
 from isac_gym.envs.wrappers.vector import PenalisedReward
@@ -21,7 +21,7 @@ from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.keeping import learn_with_checkpoint
 from isac_gym.rl.making import make_model
-from isac_gym.rl.settings import ALGORITHMS, find_settings, is_on_policy
+from isac_gym.rl.settings import ALGORITHMS, find_settings, holds_channels, is_on_policy
 from isac_gym.rl.state import copy_tensor
 from isac_gym.rl.watching import DeviationSchedule, RolloutWatcher
 from isac_gym.scenario import Scenario
@@ -345,10 +345,14 @@ class Reinforcement(SystemPolicy):
         wrappers: list[Any] = []
         if is_training and not self.is_lagrangian and self.constraints:
             wrappers.append(lambda envs: PenalisedReward(envs, self.settings.penalty))
+        scenario, model = self.inner.scenario, self.channel_model
+        if is_training and holds_channels(self.algorithm, self.settings):
+            scenario = scenario.replace(episode_length=self.settings.repeats)
+            model = HeldChannels(model)
         return make_sb3_env(
             count,
-            self.inner.scenario,
-            channel_model=self.channel_model,
+            scenario,
+            channel_model=model,
             constraints=self.system.chosen_constraints,
             vector_wrappers=wrappers,
             bootstraps=False,  # γ = 0

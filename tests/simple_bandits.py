@@ -46,12 +46,12 @@ class SimpleVecEnv(VecEnv):
 
 
 class Bandit(SimpleVecEnv):
-    """Episodes of one step: r = -Σ_d w_d(x)·(a_d - b_d(x))² + noise and constraints a_d - limit_d.
+    """Steps with r = -Σ_d w_d(x)·(a_d - b_d(x))² + noise and constraints a_d - limit_d.
 
     The context x is an entry of ``contexts``, all equally likely; w and b are functions of it. With
     a policy whose mean is μ(x), whatever its variance, the mean reward is -Σ w·(μ - b)² less a
     constant, and so μ_d(x) = b_d(x) - λ_d/(2·w_d(x)) with λ_d >= 0 such that E μ_d(x) = limit_d, or
-    0 if E b_d(x) is less.
+    0 if E b_d(x) is less. An episode is one step, or ``hold`` steps with the same context.
     """
 
     def __init__(
@@ -65,18 +65,21 @@ class Bandit(SimpleVecEnv):
         noise: float = 0.1,
         arrays: bool = False,
         truncated: bool = False,
+        hold: int = 1,
     ) -> None:
         super().__init__(num_envs, 1, len(limits))
         self.limits = np.asarray(limits)
         self.target, self.weight, self.noise = target, weight, noise
         self.contexts = np.asarray(contexts)
         self.truncated = truncated
+        self.hold, self.step_number = hold, 0
         if arrays:
             self.step_info: dict[str, np.ndarray] = {}
         self.arrays = arrays
 
     def reset(self) -> np.ndarray:
         self.restart()
+        self.step_number = 0
         return self.draw()
 
     def draw(self) -> np.ndarray:
@@ -96,9 +99,11 @@ class Bandit(SimpleVecEnv):
             self.step_info = entries
         else:
             infos = [{n: float(v[i]) for n, v in entries.items()} for i in range(self.num_envs)]
-        last, dones = self.context, np.ones(self.num_envs, bool)
-        new = self.draw()
-        if self.truncated:
+        self.step_number += 1
+        is_over = self.step_number % self.hold == 0
+        last, dones = self.context, np.full(self.num_envs, is_over)
+        new = self.draw() if is_over else self.context
+        if self.truncated and is_over:
             for info, reached in zip(infos, last, strict=True):
                 info |= {"TimeLimit.truncated": True, "terminal_observation": reached}
         return new, rewards.astype(np.float32), dones, infos

@@ -14,6 +14,7 @@ the generator alike, but hand the numbers to different blocks.
 
 from isac_gym.channels.base import ChannelModel, Complex, Deployment
 from isac_gym.channels.gauss_markov import GaussMarkovChannel
+from isac_gym.channels.held import HeldChannels
 from isac_gym.channels.rayleigh import RayleighChannel
 from isac_gym.channels.recorded import FileChannels
 from isac_gym.channels.rician import RicianChannel
@@ -24,6 +25,7 @@ __all__ = [
     "Deployment",
     "FileChannels",
     "GaussMarkovChannel",
+    "HeldChannels",
     "RayleighChannel",
     "RicianChannel",
 ]

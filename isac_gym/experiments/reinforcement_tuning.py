@@ -215,19 +215,24 @@ def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
         Fields of :class:`~isac_gym.rl.settings.ReinforcementSettings`.
     """
     if is_on_policy(algorithm):
-        return {
+        found = {
             "learning_rate": trial.suggest_float("learning_rate", 3e-4, 6e-3, log=True),
             "batch_size": trial.suggest_categorical("batch_size", [1024, 2048, 4096]),
-            "rollout_length": trial.suggest_categorical("rollout_length", [4, 8, 16]),
+            "rollout_length": trial.suggest_categorical("rollout_length", [8, 16]),
             "epochs": trial.suggest_int("epochs", 2, 10),
             "clip_range": trial.suggest_float("clip_range", 0.1, 0.4),
             "deviation": trial.suggest_float("deviation", 0.1, 0.5, log=True),
             "final_deviation": trial.suggest_float("final_deviation", 0.02, 0.15, log=True),
             "width": trial.suggest_categorical("width", [24, 32, 48, 64]),
             "rounds": trial.suggest_int("rounds", 1, 2),
-            "shares_extractor": trial.suggest_categorical("shares_extractor", [True, False]),
-            "value_weight": trial.suggest_float("value_weight", 0.02, 1.0, log=True),
         }
+        if algorithm == "ppo-lagrangian":
+            found["repeats"] = trial.suggest_categorical("repeats", [2, 4, 8])
+        else:
+            shares = trial.suggest_categorical("shares_extractor", [True, False])
+            found["shares_extractor"] = shares
+            found["value_weight"] = trial.suggest_float("value_weight", 0.02, 1.0, log=True)
+        return found
     found = {
         "num_envs": trial.suggest_categorical("num_envs", [256, 1024]),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),

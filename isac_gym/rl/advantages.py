@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["estimate_advantages", "mix_advantages"]
+__all__ = ["compare_in_episodes", "estimate_advantages", "mix_advantages"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,6 +47,32 @@ def estimate_advantages(
     for step in reversed(range(len(errors))):
         ahead = errors[step] + gamma * gae_lambda * going[step] * ahead
         found[step] = ahead
+    return found
+
+
+def compare_in_episodes(signals: Floats, starts: npt.NDArray[np.generic]) -> Floats:
+    """How much more a step gave than the steps of its episode did on average.
+
+    Where all steps of an episode meet the same observation and γ is 0, this is an advantage whose
+    baseline is measured and not learned, (n-1)/n of what the mean over the other n-1 steps gives.
+
+    Args:
+        signals: c, (T, n_envs, m).
+        starts: Whether an episode began with a step, (T, n_envs).
+
+    Returns:
+        c less its mean over the steps of the same episode among these, (T, n_envs, m).
+    """
+    steps, envs, count = signals.shape
+    began = np.array(starts, np.bool_)
+    began[0] = True
+    # Episodes are numbered environment after environment.
+    number = (np.cumsum(began.T.ravel()) - 1).reshape(envs, steps).T
+    lengths = np.bincount(number.ravel())
+    found = np.empty_like(signals)
+    for index in range(count):
+        sums = np.bincount(number.ravel(), weights=signals[..., index].ravel())
+        found[..., index] = signals[..., index] - (sums / lengths)[number]
     return found
 
 

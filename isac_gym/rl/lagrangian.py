@@ -37,6 +37,7 @@ CHECKPOINT_KIND: Final = "constrained training checkpoint"
 ConstraintForm: TypeAlias = Literal["mean", "hard"]
 _SETTINGS: Final = (
     "constraint_form",
+    "baseline",
     "reseed_rollouts",
     "seed",
     "n_envs",
@@ -97,8 +98,8 @@ class Lagrangian(BaseAlgorithm):
         settings: Mapping[str, Any],
     ) -> None:
         names = [constraints] if isinstance(constraints, str) else list(constraints)
-        if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
-            raise not_allowed("constraints", constraints, "different names, at least one")
+        if len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+            raise not_allowed("constraints", constraints, "different names")
         self.constraints: Sequence[str] = tuple(names)
         self.constraint_form = check_choice("constraint_form", constraint_form, ConstraintForm)
         self.multipliers = _distribute(multiplier, self.constraints)

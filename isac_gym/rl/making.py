@@ -17,7 +17,7 @@ from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.precoding import PrecoderPolicy, make_precoder_kwargs
 from isac_gym.rl.sac import SACLagrangian
-from isac_gym.rl.settings import ReinforcementSettings
+from isac_gym.rl.settings import ReinforcementSettings, holds_channels
 from isac_gym.system.downlink import find_system
 
 __all__ = ["make_model"]
@@ -72,6 +72,8 @@ def make_model(
     if algorithm in ("ppo", "ppo-lagrangian"):
         policy, policy_kwargs = _choose_policy(envs, settings)
         kind: Any = PPOLagrangian if is_lagrangian else PPO
+        if holds_channels(algorithm, settings):
+            common["baseline"] = "episode"
         return kind(
             policy,
             envs,

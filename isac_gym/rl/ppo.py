@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from isac_gym.rl.advantages import estimate_advantages, mix_advantages
+from isac_gym.rl.advantages import compare_in_episodes, estimate_advantages, mix_advantages
 from isac_gym.rl.critics import CostCritics
 from isac_gym.rl.lagrangian import ConstraintForm, Lagrangian
 from isac_gym.rl.multipliers import Multiplier
+from isac_gym.validation import check_choice, not_allowed
 
-__all__ = ["PPOLagrangian"]
+__all__ = ["Baseline", "PPOLagrangian"]
+
+Baseline: TypeAlias = Literal["critic", "episode"]
 
 _LARGEST_BATCH = 65_536
 
@@ -39,29 +42,37 @@ class PPOLagrangian(Lagrangian, PPO):
     of a rollout; otherwise one call of each critic has all environments whose episodes are
     truncated at a step.
 
+    With ``baseline="episode"`` there are no critics: what a step gave is set beside the mean of its
+    episode, as group-relative policy optimisation does. That is for bandits whose episodes show the
+    same observation at every step (:class:`~isac_gym.channels.HeldChannels`), where a measured
+    baseline has none of the errors of a learned one.
+
     It logs ``rollout/<name>``, the mean of a constraint in its form, ``train/multiplier_<name>``
     and ``train/cost_value_loss_<name>``, where name is that of the entry.
 
     Args:
         policy: As of ``PPO``.
         env: As of ``PPO``.
-        constraints: Names of entries of the info of a step, feasible where <= 0.
+        constraints: Names of entries of the info of a step, feasible where <= 0; none are needed.
         multiplier: A :class:`~isac_gym.rl.multipliers.PlainMultiplier` or
             :class:`~isac_gym.rl.multipliers.PIDMultiplier` of which each constraint gets a copy, or
             a mapping with one for each; None for the former's defaults.
         constraint_form: ``"mean"``: the entries' means are kept <= 0; ``"hard"``: those of their
             positive parts.
         reseed_rollouts: See :class:`~isac_gym.rl.lagrangian.Lagrangian`.
+        baseline: ``"critic"``, or ``"episode"`` with ``gamma=0``.
         settings: As of ``PPO``.
 
     Raises:
         ValueError: If one of these is not allowed; in training, if an entry is missing or not
-            finite.
+            finite, or no episode has two steps of a rollout where they are compared.
 
     Attributes:
         multipliers: The multipliers by the names of the constraints.
-        cost_critics: The constraints' critics.
+        cost_critics: The constraints' critics; None without.
     """
+
+    cost_critics: CostCritics | None
 
     def __init__(
         self,
@@ -72,15 +83,24 @@ class PPOLagrangian(Lagrangian, PPO):
         multiplier: Multiplier | Mapping[str, Multiplier] | None = None,
         constraint_form: ConstraintForm = "mean",
         reseed_rollouts: bool = False,
+        baseline: Baseline = "critic",
         **settings: Any,
     ) -> None:
+        self.baseline = check_choice("baseline", baseline, Baseline)
+        if baseline == "episode":
+            if settings.get("gamma") != 0.0:
+                raise not_allowed("gamma", settings.get("gamma"), "0 with baseline='episode'")
+            settings = {**settings, "vf_coef": 0.0}
         super().__init__(
             policy, env, constraints, multiplier, constraint_form, reseed_rollouts, settings
         )
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.cost_critics = CostCritics(self.policy, len(self.constraints), self.lr_schedule(1))
+        self.cost_critics = None
+        if self.baseline == "critic" and self.constraints:
+            rate = self.lr_schedule(1)
+            self.cost_critics = CostCritics(self.policy, len(self.constraints), rate)
 
     def collect_rollouts(
         self,
@@ -97,7 +117,8 @@ class PPOLagrangian(Lagrangian, PPO):
         self._begin_rollout(env)
         assert self._last_obs is not None
         self.policy.set_training_mode(False)
-        self.cost_critics.train(False)
+        if self.cost_critics is not None:
+            self.cost_critics.train(False)
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
@@ -137,20 +158,25 @@ class PPOLagrangian(Lagrangian, PPO):
             with torch.no_grad():
                 given = obs_as_tensor(new_obs, self.device)  # type: ignore[arg-type]
                 last = self.policy.predict_values(given)
-                last_costs = self.cost_critics(given).cpu().numpy()
+                if self.cost_critics is not None:
+                    last_costs = self.cost_critics(given).cpu().numpy()
         rollout_buffer.compute_returns_and_advantage(last_values=last, dones=dones)
         observations = _flatten(rollout_buffer.observations)
-        cost_values = self._value(observations, shape)
-        advantages = estimate_advantages(
-            constraints + futures,
-            cost_values,
-            last_costs,
-            rollout_buffer.episode_starts,
-            dones,
-            self.gamma,
-            self.gae_lambda,
-        )
-        self._rollout = observations, constraints.mean((0, 1)), advantages, advantages + cost_values
+        if self.baseline == "episode":
+            advantages, returns = self._compare(rollout_buffer, constraints), constraints
+        else:
+            cost_values = self._value(observations, shape)
+            advantages = estimate_advantages(
+                constraints + futures,
+                cost_values,
+                last_costs,
+                rollout_buffer.episode_starts,
+                dones,
+                self.gamma,
+                self.gae_lambda,
+            )
+            returns = advantages + cost_values
+        self._rollout = observations, constraints.mean((0, 1)), advantages, returns
         self._record("rollout/", self._rollout[1])
         self._end_rollout()
         callback.update_locals(locals())
@@ -168,14 +194,30 @@ class PPOLagrangian(Lagrangian, PPO):
         )
         super().train()
         self._record("train/multiplier_", self._get_multipliers())
-        losses = self._fit_cost_critics(observations, returns.reshape(-1, returns.shape[-1]))
-        self._record("train/cost_value_loss_", losses)
+        if self.cost_critics is not None:
+            of_steps = returns.reshape(-1, returns.shape[-1])
+            losses = self._fit_cost_critics(self.cost_critics, observations, of_steps)
+            self._record("train/cost_value_loss_", losses)
+
+    def _compare(
+        self, rollout_buffer: RolloutBuffer, constraints: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Advantages over the mean of the episode: the buffer's, and those of the constraints."""
+        signals = np.concatenate([rollout_buffer.rewards[..., None], constraints], -1)
+        found = compare_in_episodes(signals, rollout_buffer.episode_starts)
+        if not found.any():
+            raise ValueError(
+                "episodes must have at least two steps of a rollout with baseline='episode', got "
+                "one step each"
+            )
+        rollout_buffer.advantages = found[..., 0]
+        return found[..., 1:]
 
     def _fit_cost_critics(
-        self, observations: Any, returns: npt.NDArray[np.float32]
+        self, critics: CostCritics, observations: Any, returns: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
         """Regress each constraint's values on its returns, (n, m); the mean losses, (m,)."""
-        critics, losses = self.cost_critics, []
+        losses = []
         critics.train(True)
         self._update_learning_rate(critics.optimizer)
         targets = torch.as_tensor(returns, device=self.device)
@@ -237,8 +279,8 @@ class PPOLagrangian(Lagrangian, PPO):
         given, _ = self.policy.obs_to_tensor(stacked)
         with torch.no_grad():
             values = self.policy.predict_values(given)
-            costs = self.cost_critics(given)
-        futures[rows] = self.gamma * costs.cpu().numpy()
+            if self.cost_critics is not None:
+                futures[rows] = self.gamma * self.cost_critics(given).cpu().numpy()
         found = np.array(rewards)
         found[rows] += self.gamma * values.cpu().numpy().flatten()
         return found
@@ -247,6 +289,8 @@ class PPOLagrangian(Lagrangian, PPO):
         """Values of a rollout's observations, (T, n_envs, m)."""
         count = shape[0] * shape[1]
         found = np.empty((count, shape[2]), np.float32)
+        if self.cost_critics is None:
+            return found.reshape(shape)
         with torch.no_grad():
             for begin in range(0, count, _LARGEST_BATCH):
                 rows = slice(begin, begin + _LARGEST_BATCH)
@@ -256,7 +300,8 @@ class PPOLagrangian(Lagrangian, PPO):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()
-        return [*modules, "cost_critics", "cost_critics.optimizer"], variables
+        own = [] if self.cost_critics is None else ["cost_critics", "cost_critics.optimizer"]
+        return [*modules, *own], variables
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_rollout"]

@@ -111,6 +111,8 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
         **settings: Any,
     ) -> None:
         self.multiplier_interval = check_integer("multiplier_interval", multiplier_interval, 1)
+        if not constraints:
+            raise not_allowed("constraints", constraints, "different names, at least one")
         if settings.get("n_steps", 1) != 1:
             raise not_allowed("n_steps", settings["n_steps"], "1")
         super().__init__(

@@ -14,6 +14,7 @@ __all__ = [
     "ReinforcementSettings",
     "count_passes",
     "find_settings",
+    "holds_channels",
     "is_on_policy",
 ]
 
@@ -35,6 +36,9 @@ class ReinforcementSettings:
         batch_size: Blocks a gradient step, a divisor of ``num_envs·rollout_length``.
         rollout_length: Blocks of every environment between two updates; on-policy algorithms.
         epochs: Passes over these blocks; on-policy algorithms.
+        repeats: Blocks that a channel is held for, a divisor of ``rollout_length``. What an action
+            is worth is then measured against the other actions on its channel, not by critics; with
+            1 there are critics. ``"ppo-lagrangian"`` alone.
         clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
         deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
             on-policy algorithms. That of the noise of ``"td3"``.
@@ -69,6 +73,7 @@ class ReinforcementSettings:
     batch_size: int = 2048
     rollout_length: int = 8
     epochs: int = 5
+    repeats: int = 8
     clip_range: float = 0.2
     deviation: float = 0.25
     final_deviation: float = 0.06
@@ -91,6 +96,7 @@ class ReinforcementSettings:
             "batch_size",
             "rollout_length",
             "epochs",
+            "repeats",
             "gradient_steps",
             "width",
             "rounds",
@@ -118,6 +124,9 @@ class ReinforcementSettings:
                 self.batch_size,
                 f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
             )
+        if self.rollout_length % self.repeats:
+            allowed = f"a divisor of rollout_length = {self.rollout_length}"
+            raise not_allowed("repeats", self.repeats, allowed)
         if self.policy not in ("users", "mlp"):
             raise not_allowed("policy", self.policy, "'users' or 'mlp'")
         if not isinstance(self.shares_extractor, bool):
@@ -156,6 +165,11 @@ def find_settings(algorithm: str, control: str, **changes: Any) -> Reinforcement
 def is_on_policy(algorithm: str) -> bool:
     """Whether an algorithm learns from what the present policy does alone."""
     return algorithm.startswith("ppo")
+
+
+def holds_channels(algorithm: str, settings: ReinforcementSettings) -> bool:
+    """Whether several actions are tried on a channel, and compared."""
+    return algorithm == "ppo-lagrangian" and settings.repeats > 1
 
 
 def count_passes(algorithm: str, settings: ReinforcementSettings) -> float:

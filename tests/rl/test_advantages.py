@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from isac_gym.rl.advantages import estimate_advantages, mix_advantages
+from isac_gym.rl.advantages import compare_in_episodes, estimate_advantages, mix_advantages
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.9, 0.8), (0.99, 1.0), (0.7, 0.0), (0.0, 0.9)])
@@ -54,3 +54,25 @@ def test_a_reward_in_another_unit_and_its_multiplier_mix_to_the_same_direction()
     np.testing.assert_allclose(one, other, atol=1e-5)
     changed = normalise(mix_advantages(10 * rewards, constraints, multipliers))
     assert abs(one - changed).max() > 0.1
+
+
+def test_steps_are_compared_within_their_episodes() -> None:
+    rng = np.random.default_rng(0)
+    signals = rng.normal(size=(6, 3, 2)).astype(np.float32)
+    starts = np.zeros((6, 3), np.float32)
+    starts[[0, 3], 0] = 1.0  # two episodes of three steps
+    starts[2, 1] = 1.0  # one that had begun before, of two steps, then one of four
+    found = compare_in_episodes(signals, starts)
+    episodes = [
+        (0, slice(0, 3)),
+        (0, slice(3, 6)),
+        (1, slice(0, 2)),
+        (1, slice(2, 6)),
+        (2, slice(0, 6)),
+    ]
+    expected = np.full_like(signals, np.nan)
+    for env, steps in episodes:
+        part = signals[steps, env].astype(float)
+        expected[steps, env] = part - part.mean(0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not compare_in_episodes(signals, np.ones((6, 3), np.float32)).any()

@@ -50,12 +50,12 @@ def make(env: VecEnv, names: Any, **settings: Any) -> PPOLagrangian:
 
 
 def settle(
-    env: Bandit, multiplier: Multiplier, rollouts: int = 100
+    env: Bandit, multiplier: Multiplier, rollouts: int = 100, **settings: Any
 ) -> tuple[np.ndarray, PPOLagrangian]:
     """Means of the policy by context and dimension, then the multipliers; and the agent."""
     names = [f"constraint_{d}" for d in range(len(env.limits))]
     schedule: Callable[[float], float] = lambda remaining: 0.03 * remaining  # noqa: E731
-    agent = make(env, names, multiplier=multiplier, learning_rate=schedule)
+    agent = make(env, names, multiplier=multiplier, learning_rate=schedule, **settings)
     agent.policy.log_std.requires_grad_(False)
     total = 4 * env.num_envs * rollouts
     average = Average(0.5 * total)
@@ -98,6 +98,39 @@ def test_one_multiplier_couples_contexts_by_equal_slopes() -> None:
         values = agent.cost_critics(contexts).numpy().ravel()
     actions = agent.predict(contexts.numpy(), deterministic=True)[0].ravel()
     np.testing.assert_allclose(values, actions - 0.2875, atol=0.02)
+
+
+def test_actions_on_the_same_context_are_compared_instead_of_criticised() -> None:
+    """The optimum of the test before, though contexts add a hundred times the noise to rewards."""
+    far: Callable[[np.ndarray], np.ndarray] = lambda x: 0.6 - 0.2 * x  # noqa: E731
+    env = Bandit(
+        512,
+        [0.2875],
+        arrays=True,
+        contexts=[-1.0, 1.0],
+        target=far,
+        weight=lambda x: 2.5 + 1.5 * x,
+        hold=4,
+    )
+    step, shift = env.step_wait, np.random.default_rng(1).normal(0.0, 10.0, 512)
+    env.step_wait = lambda: (lambda o, r, *rest: (o, r + shift, *rest))(*step())  # type: ignore[method-assign]
+    found, agent = settle(env, PlainMultiplier(0.5), baseline="episode")
+    np.testing.assert_allclose(found, [0.3, 0.275, 1.0], rtol=0.02)
+    assert agent.cost_critics is None
+    assert "train/cost_value_loss_constraint_0" not in agent.logger.name_to_value
+
+
+def test_without_constraints_it_is_ppo() -> None:
+    schedule: Callable[[float], float] = lambda remaining: 0.03 * remaining  # noqa: E731
+    env = Bandit(256, [5.0], hold=4, weight=lambda x: np.full_like(x, 5.0))
+    agent = make(env, [], baseline="episode", learning_rate=schedule)
+    agent.learn(60 * 4 * 256)
+    assert agent.multipliers == {}
+    found = agent.predict(np.ones((1, 1), np.float32), deterministic=True)[0]
+    np.testing.assert_allclose(found, [[0.8]], rtol=0.02)
+    critical = make(Bandit(16, [5.0]), [])
+    critical.learn(64)
+    assert critical.cost_critics is None
 
 
 def test_the_multiplier_scales_with_the_reward() -> None:
@@ -287,7 +320,8 @@ def test_the_environment_of_the_package_is_learned() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"names": []}, "constraints must be different names, at least one"),
+        ({"baseline": "mean"}, "baseline must be one of 'critic', 'episode', got 'mean'"),
+        ({"baseline": "episode", "gamma": 0.9}, "gamma must be 0 with baseline='episode', got 0.9"),
         ({"names": ["a", "a"]}, "constraints must be different names"),
         ({"constraint_form": "soft"}, "constraint_form must be one of 'mean', 'hard', got 'soft'"),
         ({"multiplier": 0.1}, r"multiplier must be a Multiplier, or a mapping .* got 0.1"),
@@ -299,6 +333,11 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     names = settings.pop("names", ["constraint_0"])
     with pytest.raises(ValueError, match=message):
         make(Bandit(4, [0.0]), names, **settings)
+
+
+def test_episodes_of_one_step_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="episodes must have at least two steps of a rollout"):
+        make(Bandit(4, [0.0]), ["constraint_0"], baseline="episode").learn(16)
 
 
 def test_a_constraint_that_no_info_has_ends_the_training() -> None:
