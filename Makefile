@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install compare test lint format bench wheel check-wheel clean
+.PHONY: help install compare test lint format bench wheel check-wheel check-rllib clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,9 @@ wheel: $(STAMP) ## build the source distribution and the wheel into dist/
 
 check-wheel: $(STAMP) ## install the wheel in a clean environment beside openai-agents
 	PYTHON=$(BIN)/python scripts/check_wheel_install.sh
+
+check-rllib: $(STAMP) ## run the tests of RLlib in an environment of its own
+	PYTHON=$(BIN)/python scripts/check_rllib.sh
 
 clean: ## remove what builds and checks leave behind; the virtual environment stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \

@@ -25,6 +25,7 @@ QUICK: dict[str, Any] = {
     "timesteps": 512,
     "num_envs": 32,
     "rollout_length": 4,
+    "repeats": 2,
     "batch_size": 64,
     "epochs": 2,
     "gradient_steps": 1,
@@ -46,10 +47,16 @@ def first_layer_of(agent: Reinforcement) -> torch.Tensor:
     return layer
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_trained_saved_and_loaded_it_acts_as_it_did(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in NAMES), ("ppo-lagrangian", {"control": "beamforming"})],
+    ids=str,
+)
+def test_trained_saved_and_loaded_it_acts_as_it_did(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     env = make()
-    agent = make_agent(name, env, **QUICK)
+    agent = make_agent(name, env, **QUICK, **options)
     before = weights_of(agent).clone()
     agent.learn()
     assert not torch.equal(weights_of(agent), before)
@@ -256,3 +263,22 @@ def test_all_are_registered_and_none_is_compared_unless_asked_for() -> None:
         entry = AGENTS.find(name)
         assert entry.learns
         assert not entry.is_default
+
+
+def test_actions_are_tried_on_the_same_channels_unless_critics_judge_them() -> None:
+    env = make()
+    for name, repeats, is_held in (
+        ("ppo-lagrangian", 2, True),
+        ("ppo-lagrangian", 1, False),
+        ("ppo", 2, False),
+    ):
+        agent = Reinforcement(env, name, **{**QUICK, "repeats": repeats})
+        envs = agent._make_env(4, is_training=True)
+        seen = [envs.reset()]
+        for _ in range(2):
+            actions = np.stack([envs.action_space.sample() for _ in range(4)])
+            seen.append(envs.step(actions)[0])
+        assert np.array_equal(seen[0], seen[1]) is is_held
+        assert not np.array_equal(seen[1], seen[2])
+        has_critics = getattr(agent.model, "cost_critics", None) is not None
+        assert has_critics is (name == "ppo-lagrangian" and not is_held)

@@ -29,6 +29,7 @@ SCENARIO = Scenario(**SMALL)
 QUICK: dict[str, Any] = {
     "num_envs": 32,
     "rollout_length": 4,
+    "repeats": 2,
     "batch_size": 64,
     "epochs": 1,
     "gradient_steps": 1,
