@@ -26,6 +26,7 @@ from isac_gym.evaluation.judging import AgentResult, evaluate
 from isac_gym.evaluation.statistics import mean_interval, over_seeds
 from isac_gym.evaluation.table import Column, Row, Table
 from isac_gym.experiments.base import Experiment, Point, Workspace, check_evaluation_seed, setting
+from isac_gym.experiments.by_station import judge_stations
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
 from isac_gym.files import write_atomically
 from isac_gym.learning.progress import TrainingProgress
@@ -50,6 +51,7 @@ _SHARES: Final = (80, 90, 95)
 """Percentages of the optimum whose cost in channels is stated."""
 _LEAST_CHANNELS: Final = 1000
 _MARKS_A_DECADE: Final = 6
+_PRICE_CHANNELS: Final = 256
 _TOLERANCE: Final = 0.01
 """Relative excess of ε up to which a mark of a learning curve counts as reached."""
 
@@ -145,8 +147,9 @@ class ReinforcementCurves(Experiment):
         block_size = agent.config.batch_size if name == _MODEL_BASED else 1
         curve = _Curve(agent, env, blocks, block_size, paths[1])
         agent.learn(checkpoint=paths[0], callback=curve)
+        seconds = curve.measure_time()
         result = evaluate(agent, env, blocks, name=name)
-        curve.finish(result)
+        curve.finish(result, seconds)
         row: dict[str, Any] = {
             **_state(result, self._find_reference(limit, None)),
             "channels_seen": curve.channels[-1],
@@ -175,7 +178,7 @@ class ReinforcementCurves(Experiment):
     def _find_reference(self, limit: float, condition: str | None) -> AgentResult:
         """The joint optimum under the constraint on the mean, which agents are set beside.
 
-        Its price is found on the channels that it is judged on, as agents see them.
+        Its price is found on the first of the channels that it is judged on, as agents see them.
         """
         held = self._references
         if (limit, condition) not in held:
@@ -187,7 +190,7 @@ class ReinforcementCurves(Experiment):
             if self.scenario.radar == "learned":
                 searching = JointOracle(env, constraint="expected")
                 seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
-                price = searching.find_price(torch.from_numpy(seen))
+                price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
                 oracle: Any = JointOracle(env, constraint="expected", price=price)
             else:
                 oracle = prepare_agent("wmmse", env).agent
@@ -342,22 +345,28 @@ class _Curve:
         """Judge the agent if it is time."""
         seen = progress.iteration * self._block_size
         if seen >= self._next and progress.iteration < progress.iterations:
-            begin = time.perf_counter()
-            self._add(seen, evaluate(self._agent, self._env, self._blocks))
+            seconds, begin = self.measure_time(), time.perf_counter()
+            found = judge_stations(self._agent, self._env, self._blocks)
+            self._add(seen, float(found.rates.mean()), float(found.losses.mean()), seconds)
             self._begin += time.perf_counter() - begin
 
-    def finish(self, result: AgentResult) -> None:
-        """Take the result of the trained agent as the last mark."""
+    def measure_time(self) -> float:
+        """Training time so far, without the judging, in s."""
+        return self._before + time.perf_counter() - self._begin
+
+    def finish(self, result: AgentResult, seconds: float) -> None:
+        """Take the result of the trained agent, and how long it trained, as the last mark."""
         assert result.channels_seen is not None
         # It is there already if a run was killed after it.
         if self.channels[-1:] != [result.channels_seen]:
-            self._add(result.channels_seen, result)
+            loss = result.constraints["sensing"].mean
+            self._add(result.channels_seen, result.spectral_efficiency, loss, seconds)
 
-    def _add(self, seen: int, result: AgentResult) -> None:
+    def _add(self, seen: int, rate: float, loss: float, seconds: float) -> None:
         self.channels.append(seen)
-        self.seconds.append(self._before + time.perf_counter() - self._begin)
-        self.rates.append(result.spectral_efficiency)
-        self.losses.append(result.constraints["sensing"].mean)
+        self.seconds.append(seconds)
+        self.rates.append(rate)
+        self.losses.append(loss)
         self._next = self._find_next()
         if self._path is not None:
             write_atomically(self._path, json.dumps(self.state()).encode())

@@ -133,10 +133,14 @@ class ReinforcementSettings:
             raise not_allowed("shares_extractor", self.shares_extractor, "True or False")
 
 
-TUNED: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {}
+TUNED: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
+    ("ppo-lagrangian", "structured"): {"timesteps": 2_000_000},
+    ("ppo-lagrangian", "power"): {"timesteps": 600_000},
+    ("ppo-lagrangian", "beamforming"): {"timesteps": 1_500_000},
+}
 """Settings by algorithm and control mode, as far as they are others than the defaults.
 
-``isac-gym study rl-tuning`` found them; its trials are in ``docs/trials``.
+``isac-gym study rl-tuning`` searches for better ones.
 """
 
 
