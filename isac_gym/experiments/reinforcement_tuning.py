@@ -129,7 +129,7 @@ class ReinforcementTuning(Experiment):
 
     def _judge(self, chosen: Mapping[str, Any], number: int, workspace: Workspace) -> Row:
         """Train with settings; the row of what comes of it."""
-        settings = {**chosen, "final_learning_rate": chosen["learning_rate"] / 10.0}
+        settings = {**chosen, "final_learning_rate": chosen["learning_rate"] / 100.0}
         make = functools.partial(Reinforcement, self.env, self.algorithm, seed=self.seed)
         held = make(**settings)
         of_block = count_passes(self.algorithm, held.settings) * held.weights + BLOCK_WORK

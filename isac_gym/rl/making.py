@@ -81,6 +81,7 @@ def make_model(
             n_steps=settings.rollout_length if envs.num_envs > 1 else settings.batch_size,
             n_epochs=settings.epochs,
             clip_range=settings.clip_range,
+            target_kl=settings.largest_divergence,
             gae_lambda=0.0,
             ent_coef=0.0,
             vf_coef=settings.value_weight,
@@ -122,9 +123,11 @@ def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dic
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:
-    """A step size that falls linearly, by the remaining share of the training.
+    """A step size that falls with the logarithm's straight line, as deviations do.
 
-    That share is negative where the last rollout goes beyond the end.
+    Steps are then in proportion to deviations, and an update's divergence stays what it is. It is a
+    function of the remaining share of the training, which is negative where the last rollout goes
+    beyond the end.
     """
     return lambda remaining: last + (first - last) * max(0.0, remaining)
 

@@ -32,7 +32,8 @@ class ReinforcementSettings:
         timesteps: Blocks to learn from, over all environments; each is a channel that is seen once.
         num_envs: Environments side by side.
         learning_rate: Step size of Adam to begin with.
-        final_learning_rate: Step size at the end, reached linearly.
+        final_learning_rate: Step size at the end, reached linearly. A small one lets multipliers
+            settle.
         batch_size: Blocks a gradient step, a divisor of ``num_envs·rollout_length``.
         rollout_length: Blocks of every environment between two updates; on-policy algorithms.
         epochs: Passes over these blocks; on-policy algorithms.
@@ -40,6 +41,9 @@ class ReinforcementSettings:
             is worth is then measured against the other actions on its channel, not by critics; with
             1 there are critics. ``"ppo-lagrangian"`` alone.
         clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
+        largest_divergence: Kullback-Leibler divergence from the policy of the rollout at which, times
+            1.5, an update ends; on-policy algorithms. One that goes on can ruin the policy: as the
+            deviation falls, equal steps diverge more.
         deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
             on-policy algorithms. That of the noise of ``"td3"``.
         final_deviation: The same at the end. It falls with the logarithm's straight line, so that
@@ -69,12 +73,13 @@ class ReinforcementSettings:
     timesteps: int = 1_000_000
     num_envs: int = 1024
     learning_rate: float = 2e-3
-    final_learning_rate: float = 2e-4
+    final_learning_rate: float = 2e-5
     batch_size: int = 2048
     rollout_length: int = 8
     epochs: int = 5
     repeats: int = 8
     clip_range: float = 0.2
+    largest_divergence: float = 0.5
     deviation: float = 0.25
     final_deviation: float = 0.06
     gradient_steps: int = 8
@@ -107,6 +112,7 @@ class ReinforcementSettings:
             "learning_rate",
             "final_learning_rate",
             "clip_range",
+            "largest_divergence",
             "multiplier_step",
             "deviation",
             "final_deviation",

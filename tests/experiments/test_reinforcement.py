@@ -73,7 +73,7 @@ def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
         env,
         algorithm,
         **chosen,
-        final_learning_rate=row["learning_rate"] / 10,
+        final_learning_rate=row["learning_rate"] / 100,
         timesteps=round(0.3e9 / (passes * weights + 30_000)),
     ).learn()
     result = compare({"it": agent}, env, channels=32, seed=11)["it"]
