@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import typer
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import PettingZooWrapper, Transform, TransformedEnv
@@ -216,10 +216,22 @@ def main(
             now = " ".join(f"{weight:.2f}" for weight in weights.tolist())
             say(f"{done:9,d} blocks, {spent:5.0f} s, λ = {now}", rates, excess)
     tests = BatchedStations(max(1, channels // length), **told, **spaces)
-    tests.set_seed(10_007)
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        after = TransformedEnv(tests, Summarise(summarise.layout, cells)).rollout(length, actor)
-    say("stations", *(after["next", group, "info", name] for name in KEPT))
+    # The last K numbers heed the users; at -1 the waveform is the best one, as of equal-power.
+    users = several.scenario.num_users
+    last = torch.zeros(tests.action_spec[group, "action"].shape[-1], dtype=torch.bool)
+    last[2 * users : 3 * users] = True
+    least = TensorDictModule(
+        lambda action: action.masked_fill(last, -1.0), [(group, "action")], [(group, "action")]
+    )
+    for name, acting in {
+        "stations": actor,
+        "stations, best waveform": TensorDictSequential(actor, least),
+    }.items():
+        tests.set_seed(10_007)
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            fresh = TransformedEnv(tests, Summarise(summarise.layout, cells))
+            after = fresh.rollout(length, acting)["next", group, "info"]
+        say(name, *(after[entry] for entry in KEPT))
     envs = gym.make_vec("ISAC-MISO-v0", tests.batch_size[0], **physics)
     beside = {"equal-power": EqualPower, "rzf": RZF, "joint": JointOracle} if baselines else {}
     for name, kind in beside.items():

@@ -88,7 +88,7 @@ def test_stations_learn() -> None:
     pytest.importorskip("torchrl")
     pytest.importorskip("pettingzoo")
     said = run("torchrl_mappo.py", "--blocks", "25600", "--channels", "200", "--no-baselines")
-    rate, *ratios = map(float, re.findall(r"\d+\.\d+", said.splitlines()[-1]))
+    rate, *ratios = map(float, re.findall(r"\d+\.\d+", said.splitlines()[-2]))
     assert rate > 5.9  # 3.5 by equal power, 7.2 by joint
     assert max(ratios) < 1.04
     assert len((FOLDER / "torchrl_mappo.py").read_text().splitlines()) <= 250
