@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.nn.distributions import NormalParamExtractor
 from torch import nn
 from torchrl.envs import GymWrapper
+from torchrl.envs.utils import ExplorationType
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
@@ -58,6 +59,7 @@ def main(
         TensorDictModule(parameters, in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
+        default_interaction_type=ExplorationType.RANDOM,
         return_log_prob=True,
     )
     critic = ValueOperator(make_network(1), in_keys=["observation"])

@@ -15,6 +15,10 @@ EXAMPLES = {
     "single_file_ppo.py": ("tensorboard", ["--num-envs", "64", "--batch-size", "64"]),
     "skrl_ppo.py": ("skrl", ["--num-envs", "64", "--channels", "16"]),
     "stable_baselines3_ppo.py": ("stable_baselines3", ["--num-envs", "64", "--channels", "16"]),
+    "torchrl_mappo.py": (
+        "torchrl",
+        ["--rollout", "320", "--channels", "20", "--critic", "own"],
+    ),
     "torchrl_ppo.py": ("torchrl", ["--num-envs", "64"]),
 }
 
@@ -61,3 +65,33 @@ def test_the_single_file_learns_and_logs(tmp_path: Path) -> None:
     assert float(violation) < 0.05
     assert list((tmp_path / "logs").glob("events.*"))
     assert len((FOLDER / "single_file_ppo.py").read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--simulator", "parallel"],
+        ["--message-bits", "2", "--doppler", "0.02", "--gamma", "0.5", "--reward", "network"],
+    ],
+)
+def test_stations_learn_in_other_ways(arguments: list[str]) -> None:
+    """On the ParallelEnv itself, and with messages; each station keeps its own figures."""
+    pytest.importorskip("torchrl")
+    pytest.importorskip("pettingzoo")
+    sizes = ["--blocks", "160", "--rollout", "80", "--channels", "10", "--no-baselines"]
+    said = run("torchrl_mappo.py", *sizes, *arguments)
+    found = re.findall(r"stations: (\S+) bit/s/Hz a station, L_r/ε = (\S+) (\S+) (\S+)", said)
+    assert len(found) == 1
+    assert all(float(number) > 0.0 for number in found[0])
+
+
+@pytest.mark.slow
+def test_stations_learn() -> None:
+    """Rates rise well above those of equal power, and L_r falls towards ε."""
+    pytest.importorskip("torchrl")
+    pytest.importorskip("pettingzoo")
+    said = run("torchrl_mappo.py", "--blocks", "25600", "--channels", "200", "--no-baselines")
+    rate, *ratios = map(float, re.findall(r"\d+\.\d+", said.splitlines()[-2]))
+    assert rate > 5.9  # 3.5 by equal power, 7.2 by joint
+    assert max(ratios) < 1.04
+    assert len((FOLDER / "torchrl_mappo.py").read_text().splitlines()) <= 250

@@ -41,9 +41,9 @@ class ReinforcementSettings:
             is worth is then measured against the other actions on its channel, not by critics; with
             1 there are critics. ``"ppo-lagrangian"`` alone.
         clip_range: Largest change of a probability ratio that is rewarded; on-policy algorithms.
-        largest_divergence: Kullback-Leibler divergence from the policy of the rollout at which, times
-            1.5, an update ends; on-policy algorithms. One that goes on can ruin the policy: as the
-            deviation falls, equal steps diverge more.
+        largest_divergence: Divergence (Kullback-Leibler) from the policy of the rollout at which,
+            times 1.5, an update ends; on-policy algorithms. One that goes on can ruin the policy:
+            as the deviation falls, equal steps diverge more.
         deviation: Standard deviation of the policy's numbers, which lie in [-1, 1], to begin with;
             on-policy algorithms. That of the noise of ``"td3"``.
         final_deviation: The same at the end. It falls with the logarithm's straight line, so that
