@@ -65,7 +65,8 @@ class ReinforcementCurves(Experiment):
     geometrically from 1000. At other thresholds it is trained anew, with the first seed. What was
     trained at the scenario's own threshold also meets conditions that it was not trained for:
     a line of sight, channels that change with time, errors of the channel estimates, and channels
-    from a file. Every rate is set beside that of ``joint-expected`` on the same channels.
+    from a file. Every rate is set beside that of ``joint-expected`` on the same channels, or of
+    ``wmmse`` where the radar is fixed.
 
     How long a training is, is a setting of its algorithm; see
     :data:`isac_gym.rl.settings.TUNED`.
@@ -171,12 +172,17 @@ class ReinforcementCurves(Experiment):
         is_plain = self.scenario.layout == "uniform" and self.channel_model is None
         return list(_SHIFTS) if is_plain else []
 
+    @property
+    def _reference_name(self) -> str:
+        """What agents are set beside."""
+        return "joint-expected" if self.scenario.radar == "learned" else "wmmse"
+
     @functools.cached_property
     def _references(self) -> dict[tuple[float, str | None], AgentResult]:
         return {}
 
     def _find_reference(self, limit: float, condition: str | None) -> AgentResult:
-        """The joint optimum under the constraint on the mean, which agents are set beside.
+        """What agents are set beside: the joint optimum under the constraint on the mean, if any.
 
         Its price is found on the first of the channels that it is judged on, as agents see them.
         """
@@ -187,14 +193,14 @@ class ReinforcementCurves(Experiment):
                 blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
             else:
                 env, blocks = self._shift(condition)
-            if self.scenario.radar == "learned":
+            if self._reference_name == "joint-expected":
                 searching = JointOracle(env, constraint="expected")
                 seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
                 price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
                 oracle: Any = JointOracle(env, constraint="expected", price=price)
             else:
-                oracle = prepare_agent("wmmse", env).agent
-            held[limit, condition] = evaluate(oracle, env, blocks, name="reference")
+                oracle = prepare_agent(self._reference_name, env).agent
+            held[limit, condition] = evaluate(oracle, env, blocks, name=self._reference_name)
         return held[limit, condition]
 
     def _shift(self, condition: str) -> tuple[Any, EvaluationSet]:
@@ -266,9 +272,10 @@ class ReinforcementCurves(Experiment):
                     for heading in columns
                 ),
             ],
-            caption="± 95 % interval over seeds; % of optimum: of joint-expected on the same "
-            "channels, whatever L_r is; channels to: seen, as a median over seeds, when the rate "
-            f"was that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
+            caption="± 95 % interval over seeds; % of optimum: of "
+            f"{self._reference_name} on the same channels, whatever L_r is; channels to: seen, as "
+            "a median over seeds, when the rate was that share of the optimum and the mean L_r at "
+            f"most {_TOLERANCE:.0%} above ε",
         )
 
     def _state_reference(self, rows: Sequence[Row]) -> float:
@@ -291,16 +298,25 @@ class ReinforcementCurves(Experiment):
             points = sorted((row["mean L_r"], row["bit/s/Hz"]) for row in of_agent)
             front.plot(*zip(*points, strict=True), f"{marker}-", color=colour, label=name)
         optimum = sorted({(row["reference L_r"], row["reference"]) for row in trained})
-        front.plot(*zip(*optimum, strict=True), "k*--", label="joint-expected")
-        rates.axhline(table.settings["optimum"], color="0.4", ls="--", lw=1)
-        losses.axhline(own, color="0.4", ls="--", lw=1)
+        front.plot(*zip(*optimum, strict=True), "k*--", label=self._reference_name)
+        for axes, level, text in (
+            (rates, table.settings["optimum"], self._reference_name),
+            (losses, own, "ε"),
+        ):
+            axes.axhline(level, color="0.4", ls="--", lw=1, label=text)
         for axes, label in ((rates, "spectral efficiency (bit/s/Hz)"), (losses, "mean L_r")):
             style_axes(axes, fontsize="small")
             axes.set(xscale="log", xlabel="channels seen", ylabel=label)
-        losses.set_ylim(0.9 * own, 1.3 * own)
+        seen = [loss for row in trained for curve in row["curves"] for loss in curve["losses"]]
+        losses.set_ylim(0.95 * min(own, *seen), 1.05 * max(own, *seen))
         style_axes(front, fontsize="small")
         front.set(xlabel="mean L_r", ylabel="spectral efficiency (bit/s/Hz)")
         front.autoscale(axis="y")
+        figure.suptitle(
+            f"{self.channels} channels, seed {self.evaluation_seed}; thin lines: "
+            f"{self.seeds} seeds, thick ones: their median",
+            fontsize="medium",
+        )
         return figure
 
 
