@@ -71,7 +71,7 @@ _Self = TypeVar("_Self", bound="Reinforcement")
 )
 @register_agent(
     "ppo-lagrangian",
-    "PPO with a critic and a multiplier for each constraint",
+    "PPO with a multiplier for each constraint, actions compared on their channels",
     options={"algorithm": "ppo-lagrangian"},
     observations=("channels", "features"),
     learns=True,
@@ -118,7 +118,8 @@ class Reinforcement(SystemPolicy):
     Attributes:
         model: The model of Stable-Baselines3.
         inner: The system in whose observations and actions it learns.
-        channels_seen: Blocks that it has learned from; None before a training.
+        channels_seen: Channels that it has learned from; None before a training. On each it may
+            have transmitted several blocks.
         training_seconds: Time that this took, without that before a resumption.
     """
 
@@ -160,6 +161,11 @@ class Reinforcement(SystemPolicy):
     def is_lagrangian(self) -> bool:
         """Whether the algorithm keeps constraints by multipliers."""
         return self.algorithm.endswith("-lagrangian")
+
+    @property
+    def blocks_per_channel(self) -> int:
+        """Blocks that it transmits on a channel while it learns."""
+        return self.settings.repeats if holds_channels(self.algorithm, self.settings) else 1
 
     @property
     def weights(self) -> int:
@@ -250,7 +256,8 @@ class Reinforcement(SystemPolicy):
                 )
             else:
                 learn_with_checkpoint(self.model, total, callbacks, checkpoint, interval, identity)
-        self.channels_seen = (self.channels_seen or 0) + int(self.model.num_timesteps)
+        seen = int(self.model.num_timesteps) // self.blocks_per_channel
+        self.channels_seen = (self.channels_seen or 0) + seen
         self.training_seconds = (self.training_seconds or 0.0) + time.perf_counter() - begin
         return self
 
@@ -346,8 +353,8 @@ class Reinforcement(SystemPolicy):
         if is_training and not self.is_lagrangian and self.constraints:
             wrappers.append(lambda envs: PenalisedReward(envs, self.settings.penalty))
         scenario, model = self.inner.scenario, self.channel_model
-        if is_training and holds_channels(self.algorithm, self.settings):
-            scenario = scenario.replace(episode_length=self.settings.repeats)
+        if is_training and self.blocks_per_channel > 1:
+            scenario = scenario.replace(episode_length=self.blocks_per_channel)
             model = HeldChannels(model)
         return make_sb3_env(
             count,

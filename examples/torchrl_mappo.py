@@ -1,6 +1,6 @@
 """IPPO and MAPPO of TorchRL: stations that each decide from what they know themselves.
 
-    pip install 'isac-gym[marl,torchrl]'
+    pip install 'isac-gym[marl,rl,torchrl]'
     python examples/torchrl_mappo.py --critic own  # IPPO
     python examples/torchrl_mappo.py --critic all  # MAPPO
     python examples/torchrl_mappo.py --message-bits 4 --doppler 0.02 --gamma 0.5 --reward network

@@ -22,6 +22,9 @@ grep -v '^gymnasium==' "${root}/constraints.txt" >"${work}/constraints.txt"
     "${root}" 'ray[rllib]' pytest hypothesis
 "${work}/venv/bin/python" -m pip list 2>/dev/null | grep -E '^(ray|gymnasium|torch) '
 
+# Without it the tests would be skipped, which is no failure.
+"${work}/venv/bin/python" -c 'import ray.rllib'
+
 echo "== its tests"
 cd "${root}"
 OMP_NUM_THREADS=1 "${work}/venv/bin/python" -m pytest -q -rs tests/envs/test_libraries.py -k rllib

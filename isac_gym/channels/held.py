@@ -17,7 +17,8 @@ class HeldChannels(ChannelModel):
     """The first blocks of a model, for all blocks of an episode.
 
     So several transmissions meet the same channels and can be compared with each other, which tells
-    what a transmission is worth apart from what its channels are.
+    what a transmission is worth apart from what its channels are. It has no name in the registry,
+    so that files cannot state it; agents that train with it are saved with the model within.
 
     Args:
         model: The model.

@@ -148,7 +148,7 @@ class BatchedStations(EnvBase):  # type: ignore[misc]
         is_one = self.cells == 1
         rates = torch.from_numpy(info["sum_rate" if is_one else "sum_rate_by_cell"]).view(shape)
         excess = torch.from_numpy(info["constraint_sensing"]).view(shape)
-        earned = rates
+        earned = rates.clone()
         if self.reward_kind == "network":
             earned = rates.sum(-1, keepdim=True).expand(shape).clone()
         over = torch.from_numpy(truncated).unsqueeze(-1)

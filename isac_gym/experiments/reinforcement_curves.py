@@ -23,7 +23,7 @@ from isac_gym.baselines import JointOracle
 from isac_gym.channels import FileChannels, RayleighChannel
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.judging import AgentResult, evaluate
-from isac_gym.evaluation.statistics import mean_interval, over_seeds
+from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.evaluation.table import Column, Row, Table
 from isac_gym.experiments.base import Experiment, Point, Workspace, check_evaluation_seed, setting
 from isac_gym.experiments.by_station import judge_stations
@@ -117,6 +117,8 @@ class ReinforcementCurves(Experiment):
         own = self.scenario.sensing_threshold
         for name in self.agents:
             self._make_agent(name, self.env, 0)
+        for limit in self.thresholds:
+            self.make_env(sensing_threshold=limit)
         points: list[Point] = [
             {"agent": name, "ε": own, "seed": seed}
             for name in self.agents
@@ -145,8 +147,10 @@ class ReinforcementCurves(Experiment):
             paths = [
                 workspace.folder / f"{title}{end}" for end in (".checkpoint.zip", ".curve.json")
             ]
-        block_size = agent.config.batch_size if name == _MODEL_BASED else 1
-        curve = _Curve(agent, env, blocks, block_size, paths[1])
+        # An iteration of one is a batch of channels, and of the other a block.
+        is_reinforcement = isinstance(agent, Reinforcement)
+        rate = 1 / agent.blocks_per_channel if is_reinforcement else agent.config.batch_size
+        curve = _Curve(agent, env, blocks, rate, paths[1])
         agent.learn(checkpoint=paths[0], callback=curve)
         seconds = curve.measure_time()
         result = evaluate(agent, env, blocks, name=name)
@@ -154,6 +158,8 @@ class ReinforcementCurves(Experiment):
         row: dict[str, Any] = {
             **_state(result, self._find_reference(limit, None)),
             "channels_seen": curve.channels[-1],
+            "blocks_seen": curve.channels[-1]
+            * (agent.blocks_per_channel if is_reinforcement else 1),
             "training_seconds": curve.seconds[-1],
             "curve": curve.state(),
             "shifted": {},
@@ -169,8 +175,9 @@ class ReinforcementCurves(Experiment):
     @property
     def _conditions(self) -> list[str]:
         """The shifts that the scenario can have: it may hold one already."""
-        is_plain = self.scenario.layout == "uniform" and self.channel_model is None
-        return list(_SHIFTS) if is_plain else []
+        scenario = self.scenario
+        is_plain = self.channel_model is None and scenario.doppler is None
+        return list(_SHIFTS) if is_plain and scenario.layout == "uniform" else []
 
     @property
     def _reference_name(self) -> str:
@@ -239,6 +246,7 @@ class ReinforcementCurves(Experiment):
             entry = {
                 **_summarise(name, limit, _AS_TRAINED, found),
                 "channels": float(np.mean([row["channels_seen"] for row in found])),
+                "blocks": float(np.mean([row["blocks_seen"] for row in found])),
                 "seconds": float(np.mean([row["training_seconds"] for row in found])),
                 **{
                     f"channels to {share} %": _find_cost(found, share / 100 * reference, limit)
@@ -253,7 +261,12 @@ class ReinforcementCurves(Experiment):
                     met = [row["shifted"][condition] for row in found]
                     made.append(_summarise(name, limit, condition, met))
         settings = {**self.settings(), "optimum": self._state_reference(rows)}
-        columns = ("channels", "seconds", *(f"channels to {share} %" for share in _SHARES))
+        columns = (
+            "channels",
+            "blocks",
+            "seconds",
+            *(f"channels to {share} %" for share in _SHARES),
+        )
         return Table(
             f"Reinforcement learning: {self.seeds} seeds, {self.channels} channels, seed "
             f"{self.evaluation_seed}",
@@ -327,7 +340,7 @@ class _Curve:
         agent: The agent.
         env: Its environment.
         blocks: The channels that it is judged on.
-        block_size: Channels of an iteration.
+        channels_per_iteration: Channels of an iteration.
         path: Where the curve is kept, for a training that goes on after it was killed; or None.
 
     Attributes:
@@ -338,20 +351,23 @@ class _Curve:
     """
 
     def __init__(
-        self, agent: Any, env: Any, blocks: EvaluationSet, block_size: int, path: Path | None
+        self,
+        agent: Any,
+        env: Any,
+        blocks: EvaluationSet,
+        channels_per_iteration: float,
+        path: Path | None,
     ) -> None:
         self._agent, self._env, self._blocks = agent, env, blocks
-        self._block_size, self._path = block_size, path
+        self._channels_per_iteration, self._path = channels_per_iteration, path
         self.channels: list[int] = []
         self.seconds: list[float] = []
         self.rates: list[float] = []
         self.losses: list[float] = []
-        if path is not None and path.exists():
-            for name, values in json.loads(path.read_text(encoding="utf-8")).items():
-                setattr(self, name, values)
-        self._before = self.seconds[-1] if self.seconds else 0.0
+        self._clock: list[tuple[int, float]] = []
+        self._killed = path is not None and path.exists()
+        self._before = 0.0
         self._begin = time.perf_counter()
-        self._next = self._find_next()
 
     def state(self) -> dict[str, list[Any]]:
         """The curve, as plain JSON types."""
@@ -359,12 +375,31 @@ class _Curve:
 
     def __call__(self, progress: TrainingProgress) -> None:
         """Judge the agent if it is time."""
-        seen = progress.iteration * self._block_size
+        seen = round(progress.iteration * self._channels_per_iteration)
+        if self._killed:
+            self._go_on(seen)
+        self._clock.append((seen, self.measure_time()))
         if seen >= self._next and progress.iteration < progress.iterations:
-            seconds, begin = self.measure_time(), time.perf_counter()
+            begin = time.perf_counter()
             found = judge_stations(self._agent, self._env, self._blocks)
-            self._add(seen, float(found.rates.mean()), float(found.losses.mean()), seconds)
+            self._add(
+                seen, float(found.rates.mean()), float(found.losses.mean()), self._clock[-1][1]
+            )
             self._begin += time.perf_counter() - begin
+        if self._path is not None:
+            kept = {**self.state(), "clock": self._clock}
+            write_atomically(self._path, json.dumps(kept).encode())
+
+    def _go_on(self, seen: int) -> None:
+        """Take what was found before a training was killed, up to where it now goes on."""
+        assert self._path is not None
+        kept = json.loads(self._path.read_text(encoding="utf-8"))
+        self._clock = [(then, at) for then, at in kept.pop("clock") if then < seen]
+        count = sum(then < seen for then in kept["channels"])
+        for name, values in kept.items():
+            setattr(self, name, values[:count])
+        self._before = self._clock[-1][1] if self._clock else 0.0
+        self._killed = False
 
     def measure_time(self) -> float:
         """Training time so far, without the judging, in s."""
@@ -373,7 +408,9 @@ class _Curve:
     def finish(self, result: AgentResult, seconds: float) -> None:
         """Take the result of the trained agent, and how long it trained, as the last mark."""
         assert result.channels_seen is not None
-        # It is there already if a run was killed after it.
+        if self._killed:  # after the training had ended
+            self._go_on(result.channels_seen + 1)
+            seconds = self._before
         if self.channels[-1:] != [result.channels_seen]:
             loss = result.constraints["sensing"].mean
             self._add(result.channels_seen, result.spectral_efficiency, loss, seconds)
@@ -383,27 +420,21 @@ class _Curve:
         self.seconds.append(seconds)
         self.rates.append(rate)
         self.losses.append(loss)
-        self._next = self._find_next()
-        if self._path is not None:
-            write_atomically(self._path, json.dumps(self.state()).encode())
 
-    def _find_next(self) -> float:
+    @property
+    def _next(self) -> float:
         last = self.channels[-1] if self.channels else 0
         return max(_LEAST_CHANNELS, last * 10 ** (1 / _MARKS_A_DECADE))
 
 
 def _state(result: AgentResult, reference: AgentResult) -> dict[str, Any]:
     """Rate and sensing loss, and how far the rate is from a reference's on the same channels."""
-    difference = (result.sum_rates - reference.sum_rates).mean(1)
-    low, high = mean_interval(difference)
     return {
         "rate": result.spectral_efficiency,
         "loss": result.constraints["sensing"].mean,
         "reference": reference.spectral_efficiency,
         "reference_loss": reference.constraints["sensing"].mean,
-        "difference": float(difference.mean()),
-        "difference_low": low,
-        "difference_high": high,
+        "difference": float((result.sum_rates - reference.sum_rates).mean()),
     }
 
 
@@ -420,10 +451,7 @@ def _summarise(name: str, limit: float, condition: str, rows: Sequence[Row]) -> 
         **over_seeds("% of optimum", shares),
         "reference": reference,
         "reference L_r": rows[0]["reference_loss"],
-        # Over channels, which all agents and the reference share.
-        "difference": float(np.mean([row["difference"] for row in rows])),
-        "difference low": float(np.mean([row["difference_low"] for row in rows])),
-        "difference high": float(np.mean([row["difference_high"] for row in rows])),
+        **over_seeds("difference", [row["difference"] for row in rows]),
     }
 
 

@@ -215,6 +215,7 @@ class UserPolicy(ActorCriticPolicy):
 
     log_std: nn.Parameter
     extractor_class: ClassVar[type[UserExtractor]] = UserExtractor
+    arguments_from: ClassVar[str] = "make_policy_kwargs"
 
     def __init__(
         self,
@@ -233,7 +234,7 @@ class UserPolicy(ActorCriticPolicy):
             raise not_allowed(
                 "features_extractor_class",
                 type(extractor).__name__,
-                f"{self.extractor_class.__name__}, as make_policy_kwargs(env) gives it",
+                f"{self.extractor_class.__name__}, as {self.arguments_from}(env) gives it",
             )
         kinds = self._count_kinds(extractor)
         self._width = extractor.width

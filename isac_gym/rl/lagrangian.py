@@ -53,6 +53,7 @@ _SETTINGS: Final = (
     "multiplier_interval",
     "ent_coef",
     "vf_coef",
+    "target_kl",
     "max_grad_norm",
     "tau",
 )

@@ -77,8 +77,10 @@ def make_model(
         return kind(
             policy,
             envs,
-            # One environment is for acting alone; what a rollout would be then makes no difference.
-            n_steps=settings.rollout_length if envs.num_envs > 1 else settings.batch_size,
+            # With other environments it is for acting alone; no rollout is then taken.
+            n_steps=settings.rollout_length
+            if envs.num_envs == settings.num_envs
+            else settings.batch_size,
             n_epochs=settings.epochs,
             clip_range=settings.clip_range,
             target_kl=settings.largest_divergence,
@@ -123,11 +125,9 @@ def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dic
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:
-    """A step size that falls with the logarithm's straight line, as deviations do.
+    """A step size that falls linearly, by the remaining share of the training.
 
-    Steps are then in proportion to deviations, and an update's divergence stays what it is. It is a
-    function of the remaining share of the training, which is negative where the last rollout goes
-    beyond the end.
+    That share is negative where the last rollout goes beyond the end.
     """
     return lambda remaining: last + (first - last) * max(0.0, remaining)
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation with a critic and a multiplier for each constraint."""
+"""Proximal policy optimisation with a multiplier, and a critic or none, for each constraint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class PPOLagrangian(Lagrangian, PPO):
     With ``baseline="episode"`` there are no critics: what a step gave is set beside the mean of its
     episode, as group-relative policy optimisation does. That is for bandits whose episodes show the
     same observation at every step (:class:`~isac_gym.channels.HeldChannels`), where a measured
-    baseline has none of the errors of a learned one.
+    baseline has none of the errors of a learned one. A rollout should hold whole episodes: steps
+    that are alone in theirs teach nothing. The policy's own critic is not trained, whatever
+    ``vf_coef`` is.
 
     It logs ``rollout/<name>``, the mean of a constraint in its form, ``train/multiplier_<name>``
     and ``train/cost_value_loss_<name>``, where name is that of the entry.
@@ -205,7 +207,7 @@ class PPOLagrangian(Lagrangian, PPO):
         """Advantages over the mean of the episode: the buffer's, and those of the constraints."""
         signals = np.concatenate([rollout_buffer.rewards[..., None], constraints], -1)
         found = compare_in_episodes(signals, rollout_buffer.episode_starts)
-        if not found.any():
+        if rollout_buffer.episode_starts[1:].all():
             raise ValueError(
                 "episodes must have at least two steps of a rollout with baseline='episode', got "
                 "one step each"

@@ -122,6 +122,7 @@ class PrecoderPolicy(UserPolicy):
     """
 
     extractor_class: ClassVar[type[UserExtractor]] = ChannelExtractor
+    arguments_from: ClassVar[str] = "make_precoder_kwargs"
     features_extractor: ChannelExtractor
     _scales: Tensor
 

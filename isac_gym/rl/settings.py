@@ -1,4 +1,4 @@
-"""Settings of reinforcement learning: what there is to set, and what was found to be good."""
+"""Settings of reinforcement learning: what there is to set, and what is kept for an algorithm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReinforcementSettings:
     changes nothing in the next: a contextual bandit. Hence γ = 0, which is no setting.
 
     Attributes:
-        timesteps: Blocks to learn from, over all environments; each is a channel that is seen once.
+        timesteps: Blocks to learn from, over all environments.
         num_envs: Environments side by side.
         learning_rate: Step size of Adam to begin with.
         final_learning_rate: Step size at the end, reached linearly. A small one lets multipliers
@@ -49,9 +49,9 @@ class ReinforcementSettings:
         final_deviation: The same at the end. It falls with the logarithm's straight line, so that
             what was learned with noise holds for the policy without.
         gradient_steps: Gradient steps after each step of the environments; others.
-        policy: ``"users"``: the same network for every user
-            (:mod:`isac_gym.rl.equivariant`), where observations are features and the algorithm is
-            on-policy; ``"mlp"``: fully connected.
+        policy: ``"users"``: the same network for every user, where the algorithm is on-policy and
+            observations are features (:mod:`isac_gym.rl.equivariant`) or actions are precoders
+            (:mod:`isac_gym.rl.precoding`); ``"mlp"``: fully connected.
         width: Width of its layers.
         rounds: Rounds in which users are told of each other; the policy ``"users"``.
         shares_extractor: Whether policy and critic read observations by the same layers; the policy
@@ -130,9 +130,6 @@ class ReinforcementSettings:
                 self.batch_size,
                 f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
             )
-        if self.rollout_length % self.repeats:
-            allowed = f"a divisor of rollout_length = {self.rollout_length}"
-            raise not_allowed("repeats", self.repeats, allowed)
         if self.policy not in ("users", "mlp"):
             raise not_allowed("policy", self.policy, "'users' or 'mlp'")
         if not isinstance(self.shares_extractor, bool):
@@ -169,7 +166,11 @@ def find_settings(algorithm: str, control: str, **changes: Any) -> Reinforcement
     if unknown:
         raise TypeError(f"unknown setting(s) {unknown}; allowed are {known}")
     held = (TUNED.get((name, control)) for name in (algorithm, f"{plain}-lagrangian", plain))
-    return ReinforcementSettings(**{**next(filter(None, held), {}), **changes})
+    found = ReinforcementSettings(**{**next(filter(None, held), {}), **changes})
+    if holds_channels(algorithm, found) and found.rollout_length % found.repeats:
+        allowed = f"a divisor of rollout_length = {found.rollout_length}"
+        raise not_allowed("repeats", found.repeats, allowed)
+    return found
 
 
 def is_on_policy(algorithm: str) -> bool:

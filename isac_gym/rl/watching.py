@@ -14,7 +14,7 @@ __all__ = ["DeviationSchedule", "RolloutWatcher"]
 
 
 class RolloutWatcher(BaseCallback):
-    """Takes the means of rate and constraints over some rollouts at a time.
+    """Takes the means of rate and constraints over some rollouts at a time, once learned from.
 
     That is about a hundredth of the training, or a tenth of what has been seen if that is less.
 
@@ -43,9 +43,17 @@ class RolloutWatcher(BaseCallback):
         self._blocks += self.training_env.num_envs
         return self._goes_on
 
-    def _on_rollout_end(self) -> None:
-        if self._blocks < min(self.model._total_timesteps / 100, self.num_timesteps / 10):
-            return
+    def _on_rollout_start(self) -> None:
+        # Only now has the rollout before been learned from.
+        due = min(self.model._total_timesteps / 100, self.num_timesteps / 10)
+        if self._blocks and self._blocks >= due:
+            self._tell()
+
+    def _on_training_end(self) -> None:
+        if self._blocks:
+            self._tell()
+
+    def _tell(self) -> None:
         means = self._sums / self._blocks
         held: Mapping[str, Any] = self.logger.name_to_value
         loss = float(held.get("train/loss", held.get("train/actor_loss", 0.0)))

@@ -78,7 +78,12 @@ def test_a_single_station() -> None:
     env = BatchedStations(2, **SETTINGS, num_cells=1, target_angles_deg=(0.0,))
     torchrl_envs.check_env_specs(env)
     data = env.rollout(2)["next", "station"]
-    assert torch.equal(data["reward"].squeeze(-1), data["info", "sum_rate"])
+    rates = data["info", "sum_rate"].clone()
+    assert torch.equal(data["reward"].squeeze(-1), rates)
+    # A learner may change its rewards without changing what is said of the rates.
+    data["reward"] -= 1.0
+    assert torch.equal(data["info", "sum_rate"], rates)
+    assert float(rates.min()) > 0.0
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -16,12 +16,14 @@ from small_stations import is_drawn, run_twice
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("optuna")
 
+import optuna
+
 from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.channels import RicianChannel
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
 from isac_gym.evaluation import compare
 from isac_gym.experiments import Workspace, run_experiment
-from isac_gym.experiments.reinforcement_curves import ReinforcementCurves
+from isac_gym.experiments.reinforcement_curves import ReinforcementCurves, _Curve, _find_cost
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
 from isac_gym.scenario import Scenario
 
@@ -42,7 +44,7 @@ CURVES: dict[str, Any] = {"seeds": 2, "channels": 8}
 
 def make_tuning(**changes: Any) -> ReinforcementTuning:
     settings: dict[str, Any] = {
-        "work": 4096,
+        "work": 0.3,
         "trials": 3,
         "channels": 32,
         "algorithm": "td3",
@@ -130,6 +132,41 @@ def test_curves_end_with_what_the_trained_agents_reach(tmp_path: Path) -> None:
             assert len(curve["channels"]) >= 3
 
 
+def test_a_training_that_was_killed_has_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
+    """Nothing is drawn twice, and no time is lost but that since the last checkpoint."""
+    scenario = SCENARIO.replace(control="power", radar="fixed", sensing_threshold=0.2)
+    settings = {**TRAINING, "timesteps": 16384, "checkpoint_interval": 8}
+    experiment = ReinforcementCurves(
+        scenario=scenario,
+        agents=("ppo-lagrangian",),
+        agent_settings=settings,
+        seeds=1,
+        channels=8,
+    )
+    (whole,) = run_experiment(experiment).rows[:1]
+    seen: list[int] = []
+
+    def kill(self: Any, progress: Any) -> None:
+        seen.append(progress.iteration)
+        if progress.iteration > 8000:
+            raise KeyboardInterrupt
+        call(self, progress)
+
+    call = _Curve.__call__
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_Curve, "__call__", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(experiment, tmp_path)
+    killed_at = max(seen)
+    assert killed_at < 16384
+    (row,) = run_experiment(experiment, tmp_path).rows[:1]
+    (found,), (expected,) = row["curves"], whole["curves"]
+    assert found["rates"] == expected["rates"]
+    assert found["channels"] == expected["channels"]
+    assert found["seconds"] == sorted(found["seconds"])
+    assert row["blocks"] == 2 * row["channels"] == 16384
+
+
 def test_agents_are_carried_unchanged_to_other_conditions() -> None:
     table = run_experiment(make_curves(seeds=1))
     rows = {row["condition"]: row for row in table.rows}
@@ -147,8 +184,8 @@ def test_agents_are_carried_unchanged_to_other_conditions() -> None:
     for name, other in shifted.items():
         result = compare({"it": agent}, other, channels=8, seed=7)["it"]
         assert rows[name]["bit/s/Hz"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
-        low, high = rows[name]["difference low"], rows[name]["difference high"]
-        assert low < rows[name]["difference"] < high
+        expected = result.spectral_efficiency - rows[name]["reference"]
+        assert rows[name]["difference"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_recorded_channels_have_correlated_antennas() -> None:
@@ -160,15 +197,45 @@ def test_recorded_channels_have_correlated_antennas() -> None:
 
 
 def test_the_cost_of_a_share_needs_the_constraint_as_well() -> None:
-    from isac_gym.experiments.reinforcement_curves import _find_cost
-
     curve = {"channels": [1, 2, 3, 4], "rates": [9, 9, 9, 8], "losses": [0.2, 0.13, 0.12, 0.12]}
     assert _find_cost([{"curve": curve}], 8.5, 0.12) == 3
     assert _find_cost([{"curve": curve}], 8.5, 0.13) == 2
     assert math.isinf(_find_cost([{"curve": curve}], 9.5, 0.12))
 
 
+def test_a_scenario_with_a_channel_model_of_its_own_is_not_shifted() -> None:
+    assert len(make_curves()._conditions) == 4
+    assert ReinforcementCurves(scenario=SCENARIO.replace(doppler=0.1))._conditions == []
+
+
+def test_a_search_that_was_killed_anywhere_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory or in a folder, and whatever a killed run wrote last, the trials are alike."""
+
+    def judge(self: Any, chosen: Any, number: int, workspace: Workspace) -> dict[str, Any]:
+        return {**chosen, "score": -abs(np.log(chosen["learning_rate"] / 1e-3))}
+
+    monkeypatch.setattr(ReinforcementTuning, "_judge", judge)
+    experiment, held = make_tuning(), Workspace(tmp_path)
+    expected = [experiment.run({"trial": number}, Workspace()) for number in range(12)]
+    study = optuna.study.Study
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for number in range(12):
+        for method in ("ask", "tell"):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(study, method, interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    make_tuning().run({"trial": number}, held)
+        assert make_tuning().run({"trial": number}, held) == expected[number]
+
+
 def test_what_is_not_allowed_is_named() -> None:
+    with pytest.raises(ValueError, match="sensing_threshold must be at least"):
+        make_curves(thresholds=(0.01,)).points()
     with pytest.raises(ValueError, match="algorithm must be one of ppo, sac"):
         make_tuning(algorithm="dqn").points()
     with pytest.raises(ValueError, match="evaluation_seed must be another than seed"):

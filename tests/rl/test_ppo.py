@@ -100,27 +100,37 @@ def test_one_multiplier_couples_contexts_by_equal_slopes() -> None:
     np.testing.assert_allclose(values, actions - 0.2875, atol=0.02)
 
 
+class NoisyBandit(Bandit):
+    """A bandit whose rewards have a large part that is drawn anew for each episode."""
+
+    def draw(self) -> np.ndarray:
+        self.luck = self.rng.normal(0.0, 10.0, self.num_envs)
+        return super().draw()
+
+    def step_wait(self) -> Any:
+        luck = self.luck
+        new, rewards, dones, infos = super().step_wait()
+        return new, (rewards + luck).astype(np.float32), dones, infos
+
+
 def test_actions_on_the_same_context_are_compared_instead_of_criticised() -> None:
-    """The optimum of the test before, though contexts add a hundred times the noise to rewards."""
-    far: Callable[[np.ndarray], np.ndarray] = lambda x: 0.6 - 0.2 * x  # noqa: E731
-    env = Bandit(
+    """The optimum of the test before, though episodes differ a hundred times as much as actions."""
+    env = NoisyBandit(
         512,
         [0.2875],
         arrays=True,
         contexts=[-1.0, 1.0],
-        target=far,
+        target=lambda x: 0.6 - 0.2 * x,
         weight=lambda x: 2.5 + 1.5 * x,
-        hold=4,
+        hold=2,  # two episodes a rollout
     )
-    step, shift = env.step_wait, np.random.default_rng(1).normal(0.0, 10.0, 512)
-    env.step_wait = lambda: (lambda o, r, *rest: (o, r + shift, *rest))(*step())  # type: ignore[method-assign]
     found, agent = settle(env, PlainMultiplier(0.5), baseline="episode")
     np.testing.assert_allclose(found, [0.3, 0.275, 1.0], rtol=0.02)
     assert agent.cost_critics is None
     assert "train/cost_value_loss_constraint_0" not in agent.logger.name_to_value
 
 
-def test_without_constraints_it_is_ppo() -> None:
+def test_it_needs_no_constraints() -> None:
     schedule: Callable[[float], float] = lambda remaining: 0.03 * remaining  # noqa: E731
     env = Bandit(256, [5.0], hold=4, weight=lambda x: np.full_like(x, 5.0))
     agent = make(env, [], baseline="episode", learning_rate=schedule)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from direct_model import SMALL
 
 pytest.importorskip("stable_baselines3")
 
+from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.rl import settings as kept
+from isac_gym.rl.making import make_model
 from isac_gym.rl.settings import (
     ALGORITHMS,
     ReinforcementSettings,
@@ -58,6 +61,8 @@ def test_passes_are_counted() -> None:
         ("rounds", 0, "rounds must be an integer >= 1, got 0"),
         ("value_weight", 0.0, "value_weight must be a finite number > 0, got 0"),
         ("shares_extractor", 1, "shares_extractor must be True or False, got 1"),
+        ("repeats", 0, "repeats must be an integer >= 1, got 0"),
+        ("largest_divergence", 0.0, "largest_divergence must be a finite number > 0, got 0"),
         ("batch_size", 3, "batch_size must be a divisor of"),
         ("policy", "gnn", "policy must be 'users' or 'mlp', got 'gnn'"),
     ],
@@ -65,3 +70,40 @@ def test_passes_are_counted() -> None:
 def test_what_is_not_allowed_is_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReinforcementSettings(**{name: value})
+
+
+def test_repeats_divide_a_rollout_where_channels_are_held() -> None:
+    with pytest.raises(ValueError, match="repeats must be a divisor of rollout_length = 4, got 8"):
+        find_settings("ppo-lagrangian", "power", rollout_length=4)
+    for algorithm in ("ppo", "sac"):
+        assert find_settings(algorithm, "power", rollout_length=4).repeats == 8
+
+
+def test_settings_reach_the_model() -> None:
+    envs = make_sb3_env(4, **SMALL, control="structured", observation="features")
+    chosen = ReinforcementSettings(
+        num_envs=4,
+        rollout_length=8,
+        batch_size=16,
+        epochs=3,
+        clip_range=0.25,
+        largest_divergence=0.7,
+        value_weight=0.3,
+        width=6,
+        rounds=1,
+        shares_extractor=False,
+        deviation=0.11,
+        learning_rate=1e-2,
+        final_learning_rate=1e-3,
+    )
+    model = make_model("ppo", envs, chosen, seed=0, device="cpu", constraints=())
+    assert (model.gamma, model.gae_lambda) == (0.0, 0.0)
+    assert (model.n_steps, model.batch_size, model.n_epochs) == (8, 16, 3)
+    assert (model.clip_range(1.0), model.target_kl, model.vf_coef) == (0.25, 0.7, 0.3)
+    assert [model.lr_schedule(x) for x in (1.0, 0.5, -0.1)] == pytest.approx([1e-2, 5.5e-3, 1e-3])
+    assert model.policy.log_std.exp().tolist() == pytest.approx([0.11] * 3)
+    assert not model.policy.share_features_extractor
+    assert len(model.policy.features_extractor.think) == 1
+    assert model.policy.features_extractor.width == 6
+    held = make_model("ppo-lagrangian", envs, chosen, seed=0, device="cpu", constraints=["cost"])
+    assert (held.baseline, held.vf_coef) == ("episode", 0.0)
