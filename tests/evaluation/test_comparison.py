@@ -25,7 +25,7 @@ from isac_gym.evaluation import (
     evaluate,
     evaluation_set,
 )
-from isac_gym.registry import CHANNELS
+from isac_gym.registry import AGENTS, CHANNELS, make_agent
 from isac_gym.system.constraints import Constraint
 
 
@@ -372,3 +372,37 @@ def test_our_agents_go_into_stable_baselines3_evaluation(name: str) -> None:
             total += reward
         expected.append(total)
     np.testing.assert_allclose(returns, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", AGENTS.names())
+def test_every_registered_agent_goes_into_stable_baselines3_evaluation(name: str) -> None:
+    """Its mean reward is that of its actions, taken by hand."""
+    pytest.importorskip("sb3_contrib")
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from isac_gym.envs.sb3 import make_sb3_env
+
+    # Prices, or they are settled, which takes a minute; and thresholds that can be attained here.
+    changes: dict[str, dict[str, Any]] = {
+        "joint-expected": {"price": 1.0},
+        "joint-network-expected": {"price": 1.0},
+        "joint-leakage": {"leakage_price": 1.0, "interference": 0.1},
+        "primal-dual-wide": {"threshold_range": (0.16, 0.2)},
+    }
+    options = changes.get(name, {})
+    fields: dict[str, Any] = {**SMALL, "episode_length": 1}
+    try:
+        agent = make_agent(name, gym.make("ISAC-MISO-v0", **fields), **options)
+    except ValueError as error:
+        if "num_cells must be at least 2" not in str(error):
+            raise
+        fields["num_cells"] = 2
+        agent = make_agent(name, gym.make("ISAC-MISO-v0", **fields), **options)
+    envs, twins = (make_sb3_env(3, **fields) for _ in range(2))
+    for each in (envs, twins):
+        each.seed(2)
+    mean, _ = evaluate_policy(agent, VecMonitor(envs), n_eval_episodes=3)
+    again = make_agent(name, gym.make("ISAC-MISO-v0", **fields), **options)
+    rewards = twins.step(again.predict(twins.reset(), deterministic=True)[0])[1]
+    assert mean == pytest.approx(float(rewards.mean()), rel=1e-4)
