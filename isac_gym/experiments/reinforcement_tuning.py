@@ -119,8 +119,8 @@ class ReinforcementTuning(Experiment):
         for earlier in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
             if earlier.user_attrs["number"] == number:
                 return dict(earlier.user_attrs["row"])
-        if number == 0:
-            study.enqueue_trial(self._find_kept(), skip_if_exists=True)
+        if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
+            study.enqueue_trial(self._find_kept())
         trial = study.ask()
         trial.set_user_attr("number", number)
         chosen = suggest_settings(trial, self.algorithm)

@@ -225,9 +225,9 @@ def test_a_search_that_was_killed_anywhere_goes_on(
         raise KeyboardInterrupt
 
     for number in range(12):
-        for method in ("ask", "tell"):
+        for owner, method in ((study, "ask"), (ReinforcementTuning, "_judge"), (study, "tell")):
             with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(study, method, interrupt)
+                patched.setattr(owner, method, interrupt)
                 with pytest.raises(KeyboardInterrupt):
                     make_tuning().run({"trial": number}, held)
         assert make_tuning().run({"trial": number}, held) == expected[number]
