@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from direct_model import SMALL
 from small_stations import is_drawn, run_twice
 
@@ -19,9 +20,10 @@ pytest.importorskip("optuna")
 import optuna
 
 from isac_gym.agents.reinforcement import Reinforcement
-from isac_gym.channels import RicianChannel
+from isac_gym.baselines import WMMSE, JointOracle
+from isac_gym.channels import RayleighChannel, RicianChannel
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
-from isac_gym.evaluation import compare
+from isac_gym.evaluation import compare, evaluation_set
 from isac_gym.experiments import Workspace, run_experiment
 from isac_gym.experiments.reinforcement_curves import ReinforcementCurves, _Curve, _find_cost
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
@@ -168,24 +170,46 @@ def test_a_training_that_was_killed_has_the_curve_of_one_that_was_not(tmp_path: 
 
 
 def test_agents_are_carried_unchanged_to_other_conditions() -> None:
-    table = run_experiment(make_curves(seeds=1))
-    rows = {row["condition"]: row for row in table.rows}
+    scenario = SCENARIO.replace(control="power", radar="fixed", sensing_threshold=0.2)
+    experiment = ReinforcementCurves(
+        scenario=scenario,
+        agents=("ppo-lagrangian",),
+        agent_settings=TRAINING,
+        seeds=1,
+        channels=8,
+    )
+    rows = {row["condition"]: row for row in run_experiment(experiment).rows}
     assert len(rows) == 5
-    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
+    env = gym.make("ISAC-MISO-v0", scenario=scenario)
     agent = Reinforcement(env, "ppo-lagrangian", **TRAINING).learn()
     shifted = {
         "Rician, 5 dB": gym.make(
-            "ISAC-MISO-v0", scenario=SCENARIO, channel_model=RicianChannel(k_factor_db=5.0)
+            "ISAC-MISO-v0", scenario=scenario, channel_model=RicianChannel(k_factor_db=5.0)
         ),
         "CSI error 0.1": gym.make(
-            "ISAC-MISO-v0", scenario=SCENARIO.replace(csi_error_variance=0.1)
+            "ISAC-MISO-v0", scenario=scenario.replace(csi_error_variance=0.1)
         ),
     }
     for name, other in shifted.items():
-        result = compare({"it": agent}, other, channels=8, seed=7)["it"]
-        assert rows[name]["bit/s/Hz"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
-        expected = result.spectral_efficiency - rows[name]["reference"]
-        assert rows[name]["difference"] == pytest.approx(expected, abs=1e-5)
+        agents = {"it": agent, "wmmse": WMMSE(other)}
+        found = compare(agents, other, channels=8, seed=7)
+        rate, best = (found[each].spectral_efficiency for each in agents)
+        assert rows[name]["bit/s/Hz"] == pytest.approx(rate, rel=1e-5)
+        assert rows[name]["difference"] == pytest.approx(rate - best, abs=1e-5)
+        assert rows[name]["% of optimum"] == pytest.approx(100 * rate / best, rel=1e-5)
+
+
+def test_the_reference_of_a_learned_radar_is_the_joint_optimum_on_the_mean() -> None:
+    experiment = make_curves()
+    found = experiment._find_reference(SCENARIO.sensing_threshold, None)
+    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
+    blocks = evaluation_set(SCENARIO, RayleighChannel(), 8, 7)
+    searching = JointOracle(env, constraint="expected")
+    price = searching.find_price(torch.from_numpy(blocks.channels[:, 0]))
+    oracle = JointOracle(env, constraint="expected", price=price)
+    expected = compare({"it": oracle}, env, channels=8, seed=7)["it"]
+    assert found.spectral_efficiency == pytest.approx(expected.spectral_efficiency, rel=1e-5)
+    assert found.constraints["sensing"].mean <= SCENARIO.sensing_threshold * 1.001
 
 
 def test_recorded_channels_have_correlated_antennas() -> None:
