@@ -69,7 +69,7 @@ class ReinforcementCurves(Experiment):
     ``wmmse`` where the radar is fixed.
 
     How long a training is, is a setting of its algorithm; see
-    :data:`isac_gym.rl.settings.TUNED`.
+    :data:`isac_gym.rl.settings.KEPT`.
 
     Attributes:
         agents: ``"tuned"`` for ``primal-dual`` with that preset, or names of algorithms; with

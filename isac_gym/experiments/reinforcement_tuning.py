@@ -26,8 +26,8 @@ __all__ = ["BLOCK_WORK", "ReinforcementTuning"]
 BLOCK_WORK: Final = 30_000
 """Weights of a network a pass of which takes about as long as the environment takes for a block.
 
-A pass over 47,000 weights of the policy for features takes about 46 µs of one core, and a block of
-the batched environment with the policy's choice 30 µs.
+It is a rough figure of the policy for features, and only the comparison of trials with few passes
+and with many depends on it.
 """
 _JOURNAL: Final = "optuna.log"
 
@@ -132,14 +132,14 @@ class ReinforcementTuning(Experiment):
     def _open_storage(self, optuna: Any, workspace: Workspace) -> Any:
         """Where the trials are kept: in the folder, or in memory as long as the experiment."""
         if workspace.folder is None:
-            return self._memory.setdefault("trials", optuna.storages.InMemoryStorage())
+            return self._memory
         workspace.folder.mkdir(parents=True, exist_ok=True)
         backend = optuna.storages.journal.JournalFileBackend(str(workspace.folder / _JOURNAL))
         return optuna.storages.JournalStorage(backend)
 
     @functools.cached_property
-    def _memory(self) -> dict[str, Any]:
-        return {}
+    def _memory(self) -> Any:
+        return _load_optuna().storages.InMemoryStorage()
 
     def _find_kept(self) -> dict[str, Any]:
         """What the package keeps of what is searched."""

@@ -10,7 +10,7 @@ from isac_gym.validation import check_integer, check_real, not_allowed
 
 __all__ = [
     "ALGORITHMS",
-    "TUNED",
+    "KEPT",
     "ReinforcementSettings",
     "count_passes",
     "find_settings",
@@ -136,7 +136,7 @@ class ReinforcementSettings:
             raise not_allowed("shares_extractor", self.shares_extractor, "True or False")
 
 
-TUNED: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
+KEPT: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
     ("ppo-lagrangian", "structured"): {"timesteps": 2_000_000},
     ("ppo-lagrangian", "power"): {"timesteps": 600_000},
     ("ppo-lagrangian", "beamforming"): {"timesteps": 1_500_000},
@@ -165,7 +165,7 @@ def find_settings(algorithm: str, control: str, **changes: Any) -> Reinforcement
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise TypeError(f"unknown setting(s) {unknown}; allowed are {known}")
-    held = (TUNED.get((name, control)) for name in (algorithm, f"{plain}-lagrangian", plain))
+    held = (KEPT.get((name, control)) for name in (algorithm, f"{plain}-lagrangian", plain))
     found = ReinforcementSettings(**{**next(filter(None, held), {}), **changes})
     if holds_channels(algorithm, found) and found.rollout_length % found.repeats:
         allowed = f"a divisor of rollout_length = {found.rollout_length}"

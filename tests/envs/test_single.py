@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
-import pickle
-import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import direct_model
@@ -19,14 +15,21 @@ import numpy.typing as npt
 import pytest
 from direct_model import SMALL
 from gymnasium.utils.env_checker import check_env
+from single_env import make
 
-import isac_gym
-from isac_gym import ISACEnv, RicianChannel, Scenario
+from isac_gym import ISACEnv, RicianChannel
 
 CONTROLS = ("power", "amplitude", "beamforming", "structured")
+
+
 RADARS = ("learned", "fixed")
+
+
 LIMITS = ("project", "cost")
+
+
 SCHEDULINGS = ("all", "contention")
+
 
 STEP_KEYS = {
     "cost",
@@ -41,6 +44,8 @@ STEP_KEYS = {
     "cross_correlation",
     "comm_power",
 }
+
+
 CONTENTION_KEYS = {"cost_scheduling", "constraint_scheduling"}
 
 
@@ -59,6 +64,8 @@ def combinations() -> Iterator[dict[str, Any]]:
 
 
 COMBINATIONS = [{**SMALL, **modes} for modes in combinations()]
+
+
 MULTICELL = [
     {"scenario": "multicell"},
     {"scenario": "multicell", "control": "power", "power_limit": "cost"},
@@ -67,23 +74,21 @@ MULTICELL = [
     {**SMALL, "num_cells": 3, "layout": "hexagonal"},
     {**SMALL, "num_cells": 2, "layout": "line", "control": "power", "radar": "fixed"},
 ]
+
+
 FEATURES = [
     {**SMALL, "observation": "features", "control": "structured"},
     {**SMALL, "observation": "features", "control": "structured", "num_cells": 2},
     {**SMALL, "observation": "features", "control": "power", "radar": "fixed"},
 ]
+
+
 DEFAULTS = [{}, {"radar_streams": 2}, {"cross_correlation": "grid_sq", "snr_db": 5.0}]
 
 
 def identify(settings: dict[str, Any]) -> str:
     changed = {k: v for k, v in settings.items() if SMALL.get(k) != v}
     return "-".join(f"{value}" for value in changed.values()) or "default"
-
-
-def make(**settings: Any) -> ISACEnv:
-    env = gym.make("ISAC-MISO-v0", **settings).unwrapped
-    assert isinstance(env, ISACEnv)
-    return env
 
 
 def per_station(env: ISACEnv, value: Any) -> npt.NDArray[Any]:
@@ -369,300 +374,11 @@ def test_what_is_handed_out_belongs_to_the_caller() -> None:
         result[0][:] = np.nan
 
 
-@pytest.mark.parametrize("cells", [1, 2])
-def test_reset_starts_from_given_channels(cells: int) -> None:
-    env = make(**SMALL, num_cells=cells)
-    env.reset(seed=0)
-    shape = env.channels.shape
-    assert shape == ((3, 9) if cells == 1 else (2, 2, 3, 9))
-    rng = np.random.default_rng(0)
-    given = rng.normal(size=shape) + 1j * rng.normal(size=shape)
-    observation, _ = env.reset(seed=1, options={"channels": given})
-    np.testing.assert_array_equal(env.channels, given.astype(np.complex64))
-    expected = np.concatenate([given.real.ravel(), given.imag.ravel()]).astype(np.float32)
-    np.testing.assert_array_equal(observation, expected)
-    given[...] = 0
-    assert env.channels.any()
-    with pytest.raises(ValueError, match=r"options\['channels'\] must have shape"):
-        env.reset(options={"channels": given[..., :-1]})
-    given.flat[4] = np.nan
-    with pytest.raises(ValueError, match=r"options\['channels'\] must be finite"):
-        env.reset(options={"channels": given})
-
-
-def test_reset_lets_users_stand_at_given_points() -> None:
-    """Without scattering and shadowing a path has the power that its length gives it."""
-    env = make(
-        **SMALL,
-        num_cells=2,
-        layout="line",
-        shadowing_std_db=0.0,
-        channel_model=RicianChannel(200.0),
-        episode_length=3,
-    )
-    users = np.array(
-        [[[30.0, 40.0], [-100.0, 0.0], [0.0, 200.0]], [[250.0, 0.0], [500.0, 60.0], [560.0, 80.0]]]
-    )
-    apart = [
-        [[50, 100, 200], [250, np.hypot(500, 60), np.hypot(560, 80)]],
-        [[np.hypot(470, 40), 600, np.hypot(500, 200)], [250, 60, 100]],
-    ]
-    expected = np.repeat((np.array(apart) / 250.0)[..., None] ** -3.7, 9, -1)
-    env.reset(seed=0, options={"user_positions": users})
-    for _ in range(3):
-        np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
-        np.testing.assert_array_equal(env.simulation.positions, users[None])
-        env.step(env.action_space.sample())
-    # The same points as lists; and with channels for the first block.
-    env.reset(options={"user_positions": users.tolist()})
-    np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
-    given = np.ones(env.channels.shape)
-    env.reset(options={"user_positions": users, "channels": given})
-    np.testing.assert_array_equal(env.channels, given)
-    env.step(env.action_space.sample())
-    np.testing.assert_allclose(np.abs(env.channels) ** 2, expected, rtol=1e-4)
-    # The next episode's users are drawn.
-    env.reset()
-    assert (np.abs(np.abs(env.channels) ** 2 / expected - 1) > 1e-4).all()
-    users[1, 2] = [500.0, 24.0]
-    with pytest.raises(ValueError, match=r"^options\['user_positions'\] must be at least") as error:
-        env.reset(options={"user_positions": users})
-    for part in ("least_distance=25 m", "user 2 of cell 1 at 24 m from station 1"):
-        assert part in str(error.value)
-    with pytest.raises(
-        ValueError, match=r"options\['user_positions'\] must have shape \(2, 3, 2\)"
-    ):
-        env.reset(options={"user_positions": users[0]})
-    with pytest.raises(TypeError, match=r"options\['user_positions'\] must hold real numbers"):
-        env.reset(options={"user_positions": 1j * users})
-
-
-def test_shadowing_is_drawn_for_given_points() -> None:
-    env = make(**SMALL, num_cells=1, layout="hexagonal")
-    users = np.array([[[30.0, 40.0], [-100.0, 0.0], [0.0, 200.0]]])
-    gains = []
-    for seed in (0, 1, 0):
-        env.reset(seed=seed, options={"user_positions": users})
-        assert env.simulation.gains is not None
-        gains.append(env.simulation.gains)
-    np.testing.assert_array_equal(gains[0], gains[2])
-    assert (gains[0] != gains[1]).all()
-
-
-def test_given_channels_start_an_episode_with_distances() -> None:
-    env = make(**SMALL, num_cells=2, layout="hexagonal")
-    given = np.ones((2, 2, 3, 9), np.complex64)
-    observation, _ = env.reset(seed=0, options={"channels": given})
-    np.testing.assert_array_equal(env.channels, given)
-    assert env.observation_space.contains(observation)
-    assert env.simulation.positions is not None
-    assert env.simulation.positions.shape == (1, 2, 3, 2)
-    env.step(env.action_space.sample())
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"csi_error_variance": 0.1}, "csi_error_variance=0.1"),
-        ({"doppler": 0.05}, r"GaussMarkovChannel\(doppler=0.05\)"),
-        ({"channel_model": isac_gym.GaussMarkovChannel(0.2)}, r"GaussMarkovChannel\(doppler=0.2\)"),
-        ({"doppler": 0.05, "csi_error_variance": 0.1}, r"csi_error_variance=0.1 and Gauss"),
-    ],
-    ids=["estimates", "doppler", "model", "both"],
-)
-def test_channels_to_which_gains_matter_need_the_positions_of_their_users(
-    changes: dict[str, Any], reason: str
-) -> None:
-    settings = {**SMALL, "num_cells": 2, "layout": "line", **changes}
-    env, twin = make(**settings), make(**settings)
-    given = np.ones((2, 2, 3, 9), np.complex64)
-    env.reset(seed=4)
-    observation, _ = twin.reset(seed=4)
-    with pytest.raises(ValueError, match=rf"^options\['user_positions'\] must.*'line'.*{reason}"):
-        env.reset(seed=9, options={"channels": given})
-    # Nothing has happened: the generator goes on where it was.
-    np.testing.assert_array_equal(env.simulation.observe()[0], observation)
-    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
-    uniform = make(**{**settings, "layout": "uniform"})
-    uniform.reset(seed=0, options={"channels": given})
-    np.testing.assert_array_equal(uniform.channels, given)
-
-
-def test_the_error_of_given_channels_is_that_of_the_users_given_with_them() -> None:
-    """A user ten times as near has an error that is as much larger as its gain."""
-    variance = 0.2
-    env = make(
-        **{**SMALL, "num_radar_antennas": 40, "num_comm_antennas": 40, "radar_power": 8.0},
-        num_cells=1,
-        layout="line",
-        shadowing_std_db=0.0,
-        csi_error_variance=variance,
-    )
-    users = np.array([[[25.0, 0.0], [0.0, 100.0], [-250.0, 0.0]]])
-    given = np.ones((3, 80), np.complex64)
-    observation, _ = env.reset(seed=0, options={"channels": given, "user_positions": users})
-    np.testing.assert_array_equal(env.channels, given)
-    seen = direct_model.observed_channels(env.scenario, observation)[0, 0]
-    error = np.mean(np.abs(seen - given) ** 2, -1)
-    expected = variance * np.array([10.0, 2.5, 1.0]) ** 3.7
-    # abs(E)² has its mean as standard deviation; five standard errors.
-    np.testing.assert_allclose(error / expected, 1.0, atol=5 / np.sqrt(80))
-
-
-def test_points_for_users_need_a_layout_with_distances() -> None:
-    env = make(**SMALL)
-    with pytest.raises(ValueError, match=r"options\['user_positions'\] must be None with layout"):
-        env.reset(options={"user_positions": np.full((1, 3, 2), 100.0)})
-    with pytest.raises(ValueError, match=r"options must hold nothing but 'channels' and 'user_pos"):
-        env.reset(options={"positions": np.full((1, 3, 2), 100.0)})
-
-
-@pytest.mark.parametrize("options", [3, 0, "", "channels", [], ["channels"], [("channels", 1)]])
-@pytest.mark.parametrize("how", ["single", "made", "batch"])
-def test_options_must_be_a_dictionary(options: Any, how: str) -> None:
-    env: Any = {
-        "single": lambda: ISACEnv(**SMALL),
-        "made": lambda: gym.make("ISAC-MISO-v0", **SMALL),
-        "batch": lambda: gym.make_vec("ISAC-MISO-v0", num_envs=2, **SMALL),
-    }[how]()
-    env.reset(seed=0)
-    message = f"^options must be None or a dictionary, got {re.escape(repr(options))}$"
-    with pytest.raises(TypeError, match=message):
-        env.reset(options=options)
-
-
-def test_unknown_options_of_any_type_are_named() -> None:
-    with pytest.raises(ValueError, match=r"options must hold nothing but .*\[1, 'users'\]"):
-        make(**SMALL).reset(options={1: 2, "users": 3})
-
-
-def test_options_in_rows_of_different_lengths_are_named() -> None:
-    env = make(**SMALL, layout="line")
-    for name in ("channels", "user_positions"):
-        with pytest.raises(ValueError, match=rf"^options\['{name}'\] must be an array with rows"):
-            env.reset(options={name: [[1.0], [1.0, 2.0]]})
-
-
-@pytest.mark.parametrize("channels", ["text", np.array([["a"] * 9] * 3), np.full((3, 9), None)])
-def test_channels_that_are_no_numbers_are_rejected(channels: Any) -> None:
-    env = make(**SMALL)
-    with pytest.raises((TypeError, ValueError), match=r"options\['channels'\]"):
-        env.reset(options={"channels": channels})
-
-
 def test_step_before_reset() -> None:
     with pytest.raises(gym.error.ResetNeeded):
         make(**SMALL).step(np.zeros(1))
     with pytest.raises(gym.error.ResetNeeded):
         gym.make("ISAC-MISO-v0").step(np.zeros(1))
-
-
-@pytest.mark.parametrize("cells", [1, 3])
-def test_observation_layout(cells: int) -> None:
-    env = make(**SMALL, num_cells=cells)
-    observation, _ = env.reset(seed=8)
-    channels = env.channels
-    parts = [[], []]
-    for row in channels.reshape(-1, channels.shape[-1]):
-        for entry in row:
-            parts[0].append(entry.real)
-            parts[1].append(entry.imag)
-    np.testing.assert_array_equal(observation, np.array(parts[0] + parts[1], np.float32))
-    assert observation.shape == (2 * cells * cells * 3 * 9,)
-
-
-def test_radar_antennas_come_first_in_a_row() -> None:
-    """Radar power reaches a user through the first M_R entries only, signals through the rest."""
-    env = make(**SMALL)
-    scenario = env.scenario
-    action = np.zeros(env.action_space.shape, np.float32)
-    action[:3] = 0.5
-    only_comm = np.zeros((3, 9), np.complex64)
-    only_comm[0, 4] = 1.0
-    env.reset(seed=0, options={"channels": only_comm})
-    # User 1 hears antenna 1 alone, on which all three streams have the amplitude 0.5.
-    expected = 0.25 / (0.5 + scenario.noise_power)
-    info = env.step(action)[4]
-    np.testing.assert_allclose(info["sinr"], [expected, 0.0, 0.0], rtol=1e-5)
-    with_radar = only_comm.copy()
-    with_radar[0, 2] = 3.0
-    env.reset(seed=0, options={"channels": with_radar})
-    disturbed = 0.25 / (0.5 + 9.0 * scenario.radar_power / 4 + scenario.noise_power)
-    np.testing.assert_allclose(env.step(action)[4]["sinr"], [disturbed, 0.0, 0.0], rtol=1e-5)
-
-
-def test_action_layout_beamforming() -> None:
-    env = make(**SMALL, comm_power=4.0, radar_streams=2, power_limit="cost")
-    env.reset(seed=0)
-    assert env.action_space.shape == (2 * 5 * 3 + 2 * 4 * 2,)
-    action = np.zeros(46, np.float32)
-    action[1] = 0.5  # Re F[0, 1]
-    action[3] = -0.25  # Re F[1, 0]
-    action[15 + 14] = 1.0  # Im F[4, 2]
-    action[30 + 0] = 0.1  # Re V[0, 0]
-    action[30 + 3] = 0.2  # Re V[1, 1]
-    action[38 + 3] = 0.2  # Im V[1, 1]
-    action[38 + 4] = -0.7  # Im V[2, 0]
-    action[30 + 7] = 1.0  # Re V[3, 1]
-    F, R = env.decode_action(action)
-    expected = np.zeros((5, 3), complex)
-    expected[0, 1], expected[1, 0], expected[4, 2] = 1.0, -0.5, 2.0j
-    np.testing.assert_allclose(F, expected, atol=1e-6)
-    amplitude = np.sqrt(0.8 / 4)
-    V = amplitude * np.array([[1, 0], [0, (1 + 1j) / np.sqrt(2)], [-1j, 0], [0, 1]])
-    np.testing.assert_allclose(R, V @ V.conj().T, atol=1e-6)
-
-
-def test_action_layout_amplitude() -> None:
-    env = make(**SMALL, comm_power=4.0, control="amplitude", radar="fixed", power_limit="cost")
-    env.reset(seed=0)
-    assert env.action_space.shape == (15,)
-    action = np.linspace(-1, 1, 15).astype(np.float32)
-    F, R = env.decode_action(action)
-    np.testing.assert_allclose(F, 2.0 * action.reshape(5, 3), atol=1e-6)
-    np.testing.assert_allclose(R.diagonal(), np.full(4, 0.2), rtol=1e-5)
-    np.testing.assert_allclose(R, R.conj().T, atol=1e-7)
-
-
-def test_action_layout_power() -> None:
-    env = make(**SMALL, comm_power=4.0, control="power", radar="fixed", power_limit="cost")
-    env.reset(seed=0)
-    assert env.action_space.shape == (3,)
-    F, _ = env.decode_action(np.array([-1.0, 0.0, 1.0]))
-    np.testing.assert_allclose(np.sum(np.abs(F) ** 2, 0), [0.0, 2.0, 4.0], rtol=1e-5)
-    for user in (1, 2):
-        along = env.channels[user, 4:].conj()
-        cosine = np.vdot(along, F[:, user]) / np.linalg.norm(along) / np.linalg.norm(F[:, user])
-        assert cosine == pytest.approx(1.0, abs=1e-5)
-
-
-def test_action_layout_contention_and_cells() -> None:
-    env = make(**SMALL, num_cells=2, control="power", radar="fixed", scheduling="contention")
-    env.reset(seed=0)
-    action = np.array([1, 0, 0, 1, -1, -1, 1, 0, 0, -1, 1, -1], np.float32)
-    F, _ = env.decode_action(action)
-    powers = np.sum(np.abs(F) ** 2, axis=1)
-    np.testing.assert_allclose(powers, [[1.0, 0, 0], [0, 0.5, 0]], atol=1e-5)
-    np.testing.assert_array_equal(env.step(action)[4]["constraint_scheduling"], [0.0, 0.0])
-
-
-def test_a_zero_waveform_row_becomes_uniform() -> None:
-    env = make(**SMALL)
-    env.reset(seed=0)
-    action = np.zeros(env.action_space.shape, np.float32)
-    R = env.decode_action(action)[1]
-    np.testing.assert_allclose(R, np.full((4, 4), 0.2), rtol=1e-5)
-
-
-@pytest.mark.parametrize("tiny", [1e-18, -1e-18, 1e-30, -1e-30, -1e-38, 1e-12])
-def test_tiny_waveform_entries_keep_the_antenna_power(tiny: float) -> None:
-    env = make(**SMALL)
-    env.reset(seed=0)
-    action = np.zeros(env.action_space.shape, np.float32)
-    action[30:46] = tiny
-    R = env.decode_action(action)[1]
-    np.testing.assert_allclose(R.diagonal(), np.full(4, 0.2), rtol=1e-5)
-    assert np.isfinite(env.step(action)[1])
 
 
 def test_doppler_correlates_consecutive_blocks() -> None:
@@ -794,119 +510,3 @@ def test_render_without_a_mode_warns() -> None:
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="render_mode"):
         assert env.render() is None
-
-
-def test_unknown_keyword_names_the_fields() -> None:
-    with pytest.raises(TypeError) as caught:
-        gym.make("ISAC-MISO-v0", num_user=3)
-    message = str(caught.value)
-    assert "num_user" in message
-    for field in dataclasses.fields(Scenario):
-        assert field.name in message
-
-
-def test_unknown_render_mode() -> None:
-    with pytest.raises(ValueError, match="ansi"):
-        ISACEnv(render_mode="ansi")
-
-
-def test_scenario_by_name_by_object_and_overridden() -> None:
-    assert make().scenario == Scenario()
-    assert make(scenario="dense").scenario == Scenario(num_users=12)
-    given = Scenario(**SMALL)
-    assert make(scenario=given).scenario == given
-    assert make(scenario=given, snr_db=3.0).scenario == Scenario(**SMALL, snr_db=3.0)
-    with pytest.raises(ValueError, match=r"scenario.*'nosuch'"):
-        gym.make("ISAC-MISO-v0", scenario="nosuch")
-    with pytest.raises(TypeError, match=r"scenario.*3"):
-        gym.make("ISAC-MISO-v0", scenario=3)
-    with pytest.raises(ValueError, match="sensing_threshold"):
-        gym.make("ISAC-MISO-v0", sensing_threshold=0.01)
-
-
-def trace_of(env: gym.Env[Any, Any]) -> list[Any]:
-    trace: list[Any] = []
-    for _ in range(3):
-        action = np.full(env.action_space.shape, 0.25, np.float32)
-        observation, reward, *_, info = env.step(action)
-        trace += [observation.tobytes(), reward, str(info)]
-    return trace
-
-
-@pytest.mark.parametrize("mode", [None, "rgb_array"])
-@pytest.mark.parametrize("how", ["pickle", "deepcopy"])
-def test_a_copy_goes_on_like_the_original(how: str, mode: str | None) -> None:
-    env = make(**SMALL, doppler=0.02, csi_error_variance=0.1, render_mode=mode)
-    env.reset(seed=0)
-    env.step(env.action_space.sample())
-    twin = pickle.loads(pickle.dumps(env)) if how == "pickle" else copy.deepcopy(env)
-    assert trace_of(twin) == trace_of(env)
-
-
-def test_a_wrapped_environment_can_be_pickled() -> None:
-    env = gym.make("ISAC-MISO-v0", **SMALL)
-    env.reset(seed=0)
-    assert trace_of(pickle.loads(pickle.dumps(env))) == trace_of(env)
-
-
-def test_spec_round_trip() -> None:
-    env = gym.make("ISAC-MISO-v0", scenario="power", snr_db=3.0, target_angles_deg=(-20.0, 20.0))
-    assert env.spec is not None
-    same = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
-    assert same.unwrapped.scenario == env.unwrapped.scenario
-    env.reset(seed=0)
-    same.reset(seed=0)
-    assert trace_of(same) == trace_of(env)
-
-
-def test_public_names_are_importable() -> None:
-    for name in isac_gym.__all__:
-        assert getattr(isac_gym, name) is not None
-    with pytest.raises(AttributeError, match="nosuch"):
-        isac_gym.nosuch  # noqa: B018
-
-
-@pytest.mark.parametrize("vector", [False, True])
-@pytest.mark.parametrize("model", [RicianChannel, 5, "isac_gym.scenario:Scenario"])
-def test_a_channel_model_must_be_one(model: Any, vector: bool) -> None:
-    build = gym.make_vec if vector else gym.make
-    with pytest.raises(TypeError, match=r"channel.model.*must be"):
-        build("ISAC-MISO-v0", channel_model=model, **SMALL)
-
-
-@pytest.mark.parametrize("vector", [False, True])
-def test_an_unknown_name_of_a_channel_model(vector: bool) -> None:
-    build = gym.make_vec if vector else gym.make
-    known = r"rayleigh.*'module:Class'.*'ricean'"
-    with pytest.raises(ValueError, match=f"channel model must be one of .*{known}"):
-        build("ISAC-MISO-v0", channel_model="ricean", **SMALL)
-
-
-def test_a_channel_model_by_name(tmp_path: Path) -> None:
-    by_name, by_object = (make(**SMALL, channel_model=m) for m in ("rician", RicianChannel()))
-    assert by_name.unwrapped.channel_model == RicianChannel()
-    np.testing.assert_array_equal(by_name.reset(seed=3)[0], by_object.reset(seed=3)[0])
-    batched = gym.make_vec("ISAC-MISO-v0", num_envs=1, channel_model="rician", **SMALL)
-    np.testing.assert_array_equal(batched.reset(seed=3)[0][0], by_object.reset(seed=3)[0])
-    assert not np.array_equal(make(**SMALL).reset(seed=3)[0], by_object.reset(seed=3)[0])
-    path = tmp_path / "samples.npy"
-    np.save(path, np.full((1, 3, 9), 2.0 - 1.0j))
-    from_file = make(**SMALL, channel_model=f"file:{path}")
-    from_file.reset(seed=0)
-    np.testing.assert_array_equal(from_file.unwrapped.channels, np.full((3, 9), 2.0 - 1.0j))
-
-
-def test_a_doppler_that_the_channel_model_does_not_follow_is_refused() -> None:
-    with pytest.raises(ValueError, match="doppler must be None"):
-        make(**SMALL, doppler=0.1, channel_model=RicianChannel())
-    model = isac_gym.GaussMarkovChannel(0.1)
-    assert make(**SMALL, doppler=0.1, channel_model=model).unwrapped.channel_model is model
-
-
-def test_a_channel_model_that_draws_the_wrong_shape_is_named() -> None:
-    class Flat(isac_gym.ChannelModel):
-        def draw(self, rng: np.random.Generator, num: int, deployment: Any) -> Any:
-            return np.zeros((num, 3), np.complex64)
-
-    with pytest.raises(ValueError, match=r"Flat.*must draw channels of shape \(1, 1, 1, 3, 9\)"):
-        make(**SMALL, channel_model=Flat()).reset(seed=0)

@@ -79,17 +79,18 @@ def test_each_constraint_has_the_multiplier_of_its_closed_form(multiplier: Multi
     assert [type(m) for m in agent.multipliers.values()] == [type(multiplier)] * 3
 
 
+# b = (0.8, 0.4) and w = (1, 4): E b - λ·E[1/(2w)] = 0.6 - 0.3125·λ = 0.2875 at λ = 1.
+TWO_CONTEXTS: dict[str, Any] = {
+    "limits": [0.2875],
+    "arrays": True,
+    "contexts": [-1.0, 1.0],
+    "target": lambda x: 0.6 - 0.2 * x,
+    "weight": lambda x: 2.5 + 1.5 * x,
+}
+
+
 def test_one_multiplier_couples_contexts_by_equal_slopes() -> None:
-    # b = (0.8, 0.4) and w = (1, 4): E b - λ·E[1/(2w)] = 0.6 - 0.3125·λ = 0.2875 at λ = 1.
-    env = Bandit(
-        512,
-        [0.2875],
-        arrays=True,
-        contexts=[-1.0, 1.0],
-        target=lambda x: 0.6 - 0.2 * x,
-        weight=lambda x: 2.5 + 1.5 * x,
-    )
-    found, agent = settle(env, PlainMultiplier(0.5))
+    found, agent = settle(Bandit(512, **TWO_CONTEXTS), PlainMultiplier(0.5))
     np.testing.assert_allclose(found, [0.3, 0.275, 1.0], rtol=0.02)
 
     # The constraint's critic has learned its mean in each context.
@@ -115,15 +116,7 @@ class NoisyBandit(Bandit):
 
 def test_actions_on_the_same_context_are_compared_instead_of_criticised() -> None:
     """The optimum of the test before, though episodes differ a hundred times as much as actions."""
-    env = NoisyBandit(
-        512,
-        [0.2875],
-        arrays=True,
-        contexts=[-1.0, 1.0],
-        target=lambda x: 0.6 - 0.2 * x,
-        weight=lambda x: 2.5 + 1.5 * x,
-        hold=2,  # two episodes a rollout
-    )
+    env = NoisyBandit(512, **TWO_CONTEXTS, hold=2)  # two episodes a rollout
     found, agent = settle(env, PlainMultiplier(0.5), baseline="episode")
     np.testing.assert_allclose(found, [0.3, 0.275, 1.0], rtol=0.02)
     assert agent.cost_critics is None

@@ -10,7 +10,7 @@ from direct_model import SMALL
 pytest.importorskip("stable_baselines3")
 
 from isac_gym.envs.sb3 import make_sb3_env
-from isac_gym.rl import settings as kept
+from isac_gym.rl import settings
 from isac_gym.rl.making import make_model
 from isac_gym.rl.settings import (
     ALGORITHMS,
@@ -22,22 +22,22 @@ from isac_gym.rl.settings import (
 
 
 def test_what_is_kept_is_allowed_and_for_algorithms_and_controls_that_there_are() -> None:
-    for algorithm, control in kept.TUNED:
+    for algorithm, control in settings.KEPT:
         assert algorithm in ALGORITHMS
         assert control in ("power", "amplitude", "beamforming", "structured")
         assert isinstance(find_settings(algorithm, control), ReinforcementSettings)
 
 
-def test_a_lagrangian_and_its_plain_algorithm_share_what_was_tuned_for_one(
+def test_a_lagrangian_and_its_plain_algorithm_share_what_is_kept_for_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tuned: Any = {
+    given: Any = {
         ("ppo-lagrangian", "power"): {"width": 7},
         ("sac", "power"): {"width": 9},
         ("sac-lagrangian", "structured"): {"width": 3},
         ("sac", "structured"): {"width": 5},
     }
-    monkeypatch.setattr(kept, "TUNED", tuned)
+    monkeypatch.setattr(settings, "KEPT", given)
     assert find_settings("ppo", "power").width == 7
     assert find_settings("sac-lagrangian", "power").width == 9
     assert find_settings("sac-lagrangian", "structured").width == 3
