@@ -14,6 +14,7 @@ from isac_gym.baselines.null_steering import NullSteering
 from isac_gym.baselines.power import EqualPower, RandomPower
 from isac_gym.baselines.pricing import DistributedWMMSE, InterferencePricing
 from isac_gym.baselines.slnr import SLNR
+from isac_gym.baselines.structured import StructuredSearch
 from isac_gym.baselines.wmmse import WMMSE
 from isac_gym.solvers.capacity import dpc_capacity
 from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
@@ -34,6 +35,7 @@ __all__ = [
     "LinearPrecoder",
     "NullSteering",
     "RandomPower",
+    "StructuredSearch",
     "dpc_capacity",
     "joint_upper_bound",
     "scalar_wmmse",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.baselines.coordinated import CoordinatedDesign, CoordinatedPolicy, Problems
+from isac_gym.baselines.prices import check_prices
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.sensing.coarse import CoarseSensing, Sensing
@@ -121,12 +122,7 @@ class JointOracle(CoordinatedPolicy):
         if price is not None:
             if constraint != "expected":
                 raise not_allowed("price", price, "None unless constraint is 'expected'")
-            cells = scenario.num_cells
-            allowed = f"None, a finite number >= 0, or {cells} of them"
-            values = [*price] if isinstance(price, Sequence) else [price] * cells
-            if len(values) != cells:
-                raise not_allowed("price", price, allowed)
-            checked = [check_real("price", value, allowed, lambda x: x >= 0) for value in values]
+            checked = check_prices(price, scenario.num_cells)
             self._prices = torch.tensor(checked, device=self.system.device)
         if num_starts is not None:
             check_integer("num_starts", num_starts, 1)

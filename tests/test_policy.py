@@ -86,7 +86,7 @@ def options_of(name: str) -> dict[str, Any]:
         price = {"price": 1.0} if name.endswith("-expected") else {}
         return {"num_starts": 6, "refined": 2, **price}
     if name.endswith("-expected"):
-        return {"calibration_channels": 32}
+        return {"calibration_channels": 8 if name.startswith("structured") else 32}
     return {"threshold_range": (0.4, 0.6)} if name == "primal-dual-wide" else {}
 
 

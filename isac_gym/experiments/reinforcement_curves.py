@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from isac_gym.agents.loading import prepare_agent
 from isac_gym.agents.reinforcement import Reinforcement
-from isac_gym.baselines import JointOracle
+from isac_gym.baselines import JointOracle, StructuredSearch
 from isac_gym.channels import FileChannels, RayleighChannel
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.judging import AgentResult, evaluate
@@ -38,6 +38,8 @@ __all__ = ["ReinforcementCurves"]
 _MODEL_BASED: Final = "tuned"
 """The name of the agent that learns through the physics, by its preset."""
 _AS_TRAINED: Final = "as trained"
+_SPACE: Final = "structured-expected"
+"""The best that structured control allows."""
 _RECORDED: Final = "recorded, correlated antennas"
 _SHIFTS: Final[Mapping[str, tuple[Mapping[str, Any], str | None]]] = {
     "Rician, 5 dB": ({}, "rician"),
@@ -66,7 +68,9 @@ class ReinforcementCurves(Experiment):
     trained at the scenario's own threshold also meets conditions that it was not trained for:
     a line of sight, channels that change with time, errors of the channel estimates, and channels
     from a file. Every rate is set beside that of ``joint-expected`` on the same channels, or of
-    ``wmmse`` where the radar is fixed.
+    ``wmmse`` where the radar is fixed; that of structured control also beside the best that three
+    numbers a user allow (``structured-expected``), which tells what the space of actions costs from
+    what the learning leaves.
 
     How long a training is, is a setting of its algorithm; see
     :data:`isac_gym.rl.settings.KEPT`.
@@ -161,9 +165,12 @@ class ReinforcementCurves(Experiment):
             "blocks_seen": curve.channels[-1]
             * (agent.blocks_per_channel if is_reinforcement else 1),
             "training_seconds": curve.seconds[-1],
+            "of_space": None,
             "curve": curve.state(),
             "shifted": {},
         }
+        if is_reinforcement and agent.inner.scenario.control == "structured":
+            row["of_space"] = self._find_best_structured(limit).spectral_efficiency
         if limit == self.scenario.sensing_threshold:
             for condition in self._conditions:
                 workspace.say(f"{name}, seed {point['seed']}: {condition}")
@@ -210,6 +217,22 @@ class ReinforcementCurves(Experiment):
             held[limit, condition] = evaluate(oracle, env, blocks, name=self._reference_name)
         return held[limit, condition]
 
+    def _find_best_structured(self, limit: float) -> AgentResult:
+        """The best actions of structured control, with a price found as that of the reference."""
+        held = self._references
+        if (limit, _SPACE) not in held:
+            env = self.make_env(sensing_threshold=limit)
+            blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
+            price: Any = None
+            if self.scenario.radar == "learned":
+                seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
+                searching = StructuredSearch(env)
+                price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
+            held[limit, _SPACE] = evaluate(
+                StructuredSearch(env, price=price), env, blocks, name=_SPACE
+            )
+        return held[limit, _SPACE]
+
     def _shift(self, condition: str) -> tuple[Any, EvaluationSet]:
         """An environment of a condition, and its channels."""
         changes, model = _SHIFTS[condition]
@@ -254,6 +277,10 @@ class ReinforcementCurves(Experiment):
                 },
                 "curves": [row["curve"] for row in found],
             }
+            space = found[0]["of_space"]
+            if space is not None:
+                entry |= over_seeds("% of space", [100.0 * row["rate"] / space for row in found])
+                entry["space"] = space
             made.append(entry)
         for condition in self._conditions:
             for (name, limit), found in by_agent.items():
@@ -278,7 +305,12 @@ class ReinforcementCurves(Experiment):
                 Column("condition", "{condition}", "left"),
                 *(
                     Column(heading, functools.partial(_show, name=heading, digits=digits))
-                    for heading, digits in (("bit/s/Hz", 3), ("mean L_r", 4), ("% of optimum", 1))
+                    for heading, digits in (
+                        ("bit/s/Hz", 3),
+                        ("mean L_r", 4),
+                        ("% of optimum", 1),
+                        ("% of space", 1),
+                    )
                 ),
                 *(
                     Column(heading, functools.partial(_show, name=heading, digits=0))
@@ -286,9 +318,9 @@ class ReinforcementCurves(Experiment):
                 ),
             ],
             caption="± 95 % interval over seeds; % of optimum: of "
-            f"{self._reference_name} on the same channels, whatever L_r is; channels to: seen, as "
-            "a median over seeds, when the rate was that share of the optimum and the mean L_r at "
-            f"most {_TOLERANCE:.0%} above ε",
+            f"{self._reference_name} on the same channels, whatever L_r is; % of space: of "
+            f"{_SPACE}; channels to: seen, as a median over seeds, when the rate was that share of "
+            f"the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
         )
 
     def _state_reference(self, rows: Sequence[Row]) -> float:
@@ -312,11 +344,14 @@ class ReinforcementCurves(Experiment):
             front.plot(*zip(*points, strict=True), f"{marker}-", color=colour, label=name)
         optimum = sorted({(row["reference L_r"], row["reference"]) for row in trained})
         front.plot(*zip(*optimum, strict=True), "k*--", label=self._reference_name)
-        for axes, level, text in (
-            (rates, table.settings["optimum"], self._reference_name),
-            (losses, own, "ε"),
-        ):
-            axes.axhline(level, color="0.4", ls="--", lw=1, label=text)
+        levels = [
+            (rates, table.settings["optimum"], self._reference_name, "--"),
+            (losses, own, "ε", "--"),
+        ]
+        spaces = {row["space"] for row in trained if row["ε"] == own and "space" in row}
+        levels += [(rates, level, _SPACE, ":") for level in spaces]
+        for axes, level, text, style in levels:
+            axes.axhline(level, color="0.4", ls=style, lw=1, label=text)
         for axes, label in ((rates, "spectral efficiency (bit/s/Hz)"), (losses, "mean L_r")):
             style_axes(axes, fontsize="small")
             axes.set(xscale="log", xlabel="channels seen", ylabel=label)

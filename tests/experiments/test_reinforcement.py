@@ -20,7 +20,7 @@ pytest.importorskip("optuna")
 import optuna
 
 from isac_gym.agents.reinforcement import Reinforcement
-from isac_gym.baselines import WMMSE, JointOracle
+from isac_gym.baselines import WMMSE, JointOracle, StructuredSearch
 from isac_gym.channels import RayleighChannel, RicianChannel
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
 from isac_gym.evaluation import compare, evaluation_set
@@ -210,6 +210,22 @@ def test_the_reference_of_a_learned_radar_is_the_joint_optimum_on_the_mean() -> 
     expected = compare({"it": oracle}, env, channels=8, seed=7)["it"]
     assert found.spectral_efficiency == pytest.approx(expected.spectral_efficiency, rel=1e-5)
     assert found.constraints["sensing"].mean <= SCENARIO.sensing_threshold * 1.001
+
+
+def test_structured_control_is_set_beside_what_its_numbers_allow(tmp_path: Path) -> None:
+    # No other conditions where the model is given.
+    model, settings = RayleighChannel(), {**TRAINING, "timesteps": 256}
+    experiment = make_curves(seeds=1, agent_settings=settings, channel_model=model)
+    (row,) = run_experiment(experiment, tmp_path).rows
+    assert is_drawn(tmp_path, "rl")
+    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
+    blocks = evaluation_set(SCENARIO, RayleighChannel(), 8, 7)
+    price = StructuredSearch(env).find_price(torch.from_numpy(blocks.channels[:, 0]))
+    searched = StructuredSearch(env, price=price)
+    expected = compare({"it": searched}, env, channels=8, seed=7)["it"]
+    assert row["space"] == pytest.approx(expected.spectral_efficiency, rel=1e-5)
+    assert row["% of space"] == pytest.approx(100 * row["bit/s/Hz"] / row["space"])
+    assert row["space"] < row["reference"]
 
 
 def test_recorded_channels_have_correlated_antennas() -> None:
