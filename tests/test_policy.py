@@ -145,7 +145,7 @@ def test_a_batch_is_decided_row_by_row(name: str) -> None:
     batch = np.stack([env.reset(seed=seed)[0] for seed in range(5)])
     rows = np.stack([agent.predict(row, deterministic=True)[0] for row in batch])
     together = agent.predict(batch, deterministic=True)[0]
-    if REGISTERED[name].radars == ("learned",):
+    if REGISTERED[name].radars == ("learned",) or name == "structured-expected":
         # A long search leaves rounding errors larger, and its result as good.
         system = env.unwrapped.system
         H = system.codec.channels(torch.from_numpy(batch))
