@@ -21,9 +21,10 @@ from isac_gym.validation import check_integer, not_allowed
 
 try:
     from stable_baselines3.common.distributions import Distribution
-    from stable_baselines3.common.policies import ActorCriticPolicy
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.type_aliases import Schedule
+
+    from isac_gym.rl.repeating import RepeatingPolicy
 except ImportError as error:
     raise ImportError(
         "the policies of isac_gym.rl need stable-baselines3: pip install 'isac-gym[rl]'"
@@ -196,7 +197,7 @@ class _NetworkValue(nn.Module):
         return self.linear(latent).sum(-2)  # type: ignore[no-any-return]
 
 
-class UserPolicy(ActorCriticPolicy):
+class UserPolicy(RepeatingPolicy):
     """A policy of PPO or A2C that is the same for every user.
 
     Its Gaussian has a deviation for each kind of number, the same for all users. The features

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
@@ -16,6 +15,7 @@ from isac_gym.rl.equivariant import UserPolicy, make_policy_kwargs
 from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.precoding import PrecoderPolicy, make_precoder_kwargs
+from isac_gym.rl.repeating import RepeatingPolicy
 from isac_gym.rl.sac import SACLagrangian
 from isac_gym.rl.settings import ReinforcementSettings, holds_channels
 from isac_gym.system.downlink import find_system
@@ -121,7 +121,7 @@ def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dic
                 chosen = make_kwargs(envs.envs, settings.width, settings.rounds)
                 return policy, {**chosen, "share_features_extractor": settings.shares_extractor}
     sizes = [2 * settings.width] * 2
-    return "MlpPolicy", {"net_arch": sizes, "activation_fn": torch.nn.SiLU}
+    return RepeatingPolicy, {"net_arch": sizes, "activation_fn": nn.SiLU}
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:

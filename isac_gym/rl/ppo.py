@@ -14,11 +14,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from isac_gym.rl.advantages import compare_in_episodes, estimate_advantages, mix_advantages
 from isac_gym.rl.critics import CostCritics
 from isac_gym.rl.lagrangian import ConstraintForm, Lagrangian
 from isac_gym.rl.multipliers import Multiplier
+from isac_gym.rl.repeating import EpisodeRolloutBuffer, RepeatingPolicy
 from isac_gym.validation import check_choice, not_allowed
 
 __all__ = ["Baseline", "PPOLagrangian"]
@@ -47,7 +49,8 @@ class PPOLagrangian(Lagrangian, PPO):
     same observation at every step (:class:`~isac_gym.channels.HeldChannels`), where a measured
     baseline has none of the errors of a learned one. A rollout should hold whole episodes: steps
     that are alone in theirs teach nothing. The policy's own critic is not trained, whatever
-    ``vf_coef`` is.
+    ``vf_coef`` is. A :class:`~isac_gym.rl.repeating.RepeatingPolicy` then reads an observation once
+    for all actions on it, in minibatches of whole episodes.
 
     It logs ``rollout/<name>``, the mean of a constraint in its form, ``train/multiplier_<name>``
     and ``train/cost_value_loss_<name>``, where name is that of the entry.
@@ -98,6 +101,8 @@ class PPOLagrangian(Lagrangian, PPO):
         )
 
     def _setup_model(self) -> None:
+        if self._reads_once and self.rollout_buffer_class is None:
+            self.rollout_buffer_class = EpisodeRolloutBuffer
         super()._setup_model()
         self.cost_critics = None
         if self.baseline == "critic" and self.constraints:
@@ -127,12 +132,11 @@ class PPOLagrangian(Lagrangian, PPO):
         shape = (n_rollout_steps, env.num_envs, len(self.constraints))
         constraints, futures = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         callback.on_rollout_start()
+        self._read: tuple[Any, Any] | None = None  # the policy has changed
         for step in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            with torch.no_grad():
-                given = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                sampled, values, log_probs = self.policy(given)
+            sampled, values, log_probs = self._sample()
             actions = sampled.cpu().numpy()
             new_obs, rewards, dones, infos = env.step(self._bound(actions))
             constraints[step] = self._read_constraints(infos)
@@ -184,6 +188,33 @@ class PPOLagrangian(Lagrangian, PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    @property
+    def _reads_once(self) -> bool:
+        """Whether the policy reads an observation once for all actions of an episode."""
+        return (
+            self.baseline == "episode"
+            and issubclass(self.policy_class, RepeatingPolicy)
+            and isinstance(self.action_space, spaces.Box)
+            and not isinstance(self.observation_space, spaces.Dict)
+            and not self.use_sde
+        )
+
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions for the last observations, their values, and their log probabilities."""
+        observed: Any = self._last_obs
+        with torch.no_grad():
+            if not self._reads_once:
+                found: tuple[Tensor, Tensor, Tensor] = self.policy(
+                    obs_as_tensor(observed, self.device)
+                )
+                return found
+            if self._read is None or not np.array_equal(self._read[0], observed):
+                given = obs_as_tensor(observed, self.device)
+                self._read = observed, self.policy.get_distribution(given)
+            distribution = self._read[1]
+            actions = distribution.get_actions()
+            return actions, torch.zeros(len(actions), 1), distribution.log_prob(actions)
 
     def train(self) -> None:
         """Raise the multipliers, improve the policy on the Lagrangian, and fit the critics."""
@@ -306,7 +337,7 @@ class PPOLagrangian(Lagrangian, PPO):
         return [*modules, *own], variables
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rollout"]
+        return [*super()._excluded_save_params(), "_rollout", "_read"]
 
 
 def _flatten(observations: Any) -> Any:

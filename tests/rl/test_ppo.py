@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from isac_gym.agents.loading import load_agent
 from isac_gym.rl import PIDMultiplier, PlainMultiplier, PPOLagrangian
 from isac_gym.rl.multipliers import Multiplier
+from isac_gym.rl.repeating import RepeatingPolicy
 
 
 class Average(BaseCallback):
@@ -41,11 +42,11 @@ class Average(BaseCallback):
             self.rows.append(np.concatenate([actions.ravel(), values]))
 
 
-def make(env: VecEnv, names: Any, **settings: Any) -> PPOLagrangian:
+def make(env: VecEnv, names: Any, policy: Any = "MlpPolicy", **settings: Any) -> PPOLagrangian:
     given = {"gamma": 0.0, "n_steps": 4, "batch_size": 2 * env.num_envs, "n_epochs": 3, "seed": 0}
     kwargs = {"net_arch": [], "log_std_init": -1.5}
     return PPOLagrangian(
-        "MlpPolicy", env, names, **{**given, "policy_kwargs": kwargs, "device": "cpu", **settings}
+        policy, env, names, **{**given, "policy_kwargs": kwargs, "device": "cpu", **settings}
     )
 
 
@@ -114,10 +115,11 @@ class NoisyBandit(Bandit):
         return new, (rewards + luck).astype(np.float32), dones, infos
 
 
-def test_actions_on_the_same_context_are_compared_instead_of_criticised() -> None:
+@pytest.mark.parametrize("policy", ["MlpPolicy", RepeatingPolicy])
+def test_actions_on_the_same_context_are_compared_instead_of_criticised(policy: Any) -> None:
     """The optimum of the test before, though episodes differ a hundred times as much as actions."""
     env = NoisyBandit(512, **TWO_CONTEXTS, hold=2)  # two episodes a rollout
-    found, agent = settle(env, PlainMultiplier(0.5), baseline="episode")
+    found, agent = settle(env, PlainMultiplier(0.5), baseline="episode", policy=policy)
     np.testing.assert_allclose(found, [0.3, 0.275, 1.0], rtol=0.02)
     assert agent.cost_critics is None
     assert "train/cost_value_loss_constraint_0" not in agent.logger.name_to_value
