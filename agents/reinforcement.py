@@ -120,7 +120,7 @@ class Reinforcement(SystemPolicy):
         inner: The system in whose observations and actions it learns.
         channels_seen: Channels that it has learned from; None before a training. On each it may
             have transmitted several blocks.
-        training_seconds: Time that this took, without that before a resumption.
+        training_seconds: Time that this took, in s.
     """
 
     kind: ClassVar[str] = "Reinforcement"
@@ -166,6 +166,11 @@ class Reinforcement(SystemPolicy):
     def blocks_per_channel(self) -> int:
         """Blocks that it transmits on a channel while it learns."""
         return self.settings.repeats if holds_channels(self.algorithm, self.settings) else 1
+
+    @property
+    def _blocks_per_rollout(self) -> int:
+        length = self.settings.rollout_length if is_on_policy(self.algorithm) else 1
+        return self.settings.num_envs * length
 
     @property
     def weights(self) -> int:
@@ -223,7 +228,6 @@ class Reinforcement(SystemPolicy):
         if self.is_lagrangian:
             for name, held in before.multipliers.items():
                 self.model.multipliers[name].load_state_dict(held.state_dict())
-        begin = time.perf_counter()
         with report_progress(progress_bar, tensorboard_log, callback, title) as report:
             report.begin()
 
@@ -251,14 +255,19 @@ class Reinforcement(SystemPolicy):
                     total,
                     callback=callbacks,
                     checkpoint=checkpoint,
-                    checkpoint_interval=interval,
+                    checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
                     identity=identity,
                 )
+                seconds = self.model.seconds
             else:
-                learn_with_checkpoint(self.model, total, callbacks, checkpoint, interval, identity)
+                begin = time.perf_counter()
+                before = learn_with_checkpoint(
+                    self.model, total, callbacks, checkpoint, interval, identity
+                )
+                seconds = before + time.perf_counter() - begin
         seen = int(self.model.num_timesteps) // self.blocks_per_channel
         self.channels_seen = (self.channels_seen or 0) + seen
-        self.training_seconds = (self.training_seconds or 0.0) + time.perf_counter() - begin
+        self.training_seconds = (self.training_seconds or 0.0) + seconds
         return self
 
     def _identify(self) -> dict[str, Any]:

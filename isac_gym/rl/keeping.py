@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,6 @@ from isac_gym.rl.state import copy_tensor, flatten_state, follow_name, restore_s
 __all__ = ["CHECKPOINT_KIND", "learn_with_checkpoint"]
 
 CHECKPOINT_KIND: Final = "reinforcement learning checkpoint"
-_USUAL_ROLLOUT: Final = 8
-"""Steps that count as a rollout where an algorithm trains after each."""
 
 
 def learn_with_checkpoint(
@@ -28,44 +27,50 @@ def learn_with_checkpoint(
     checkpoint: str | Path | None,
     interval: int,
     identity: Mapping[str, Any],
-) -> None:
+) -> float:
     """Train a model, with a file from which a training that was killed goes on.
 
-    The file holds policy, optimisers and steps; random numbers and a replay buffer begin anew.
+    The file holds policy, optimisers, steps and time; random numbers and a replay buffer begin
+    anew.
 
     Args:
         model: A model of Stable-Baselines3.
         total_timesteps: Transitions, with those done before.
         callbacks: Callbacks of the training.
         checkpoint: The file, or None.
-        interval: Rollouts from one writing to the next.
+        interval: Transitions from one writing to the next, about.
         identity: What tells this training from others, as plain JSON types.
+
+    Returns:
+        The time that the training took before it was resumed, in s; 0 if it was not.
 
     Raises:
         CheckpointError: If the file is damaged, or of another training.
     """
     if checkpoint is None:
         model.learn(total_timesteps, callback=list(callbacks))
-        return
+        return 0.0
     path, own = Path(checkpoint), json.loads(json.dumps(dict(identity)))
-    if path.exists():
-        _restore(model, path, own)
+    before = _restore(model, path, own) if path.exists() else 0.0
     left = total_timesteps - model.num_timesteps
     if left > 0:
-        writer = _Writer(path, interval, own)
+        writer = _Writer(path, interval, own, before)
         model.learn(left, callback=[*callbacks, writer], reset_num_timesteps=False)
         writer.write()
+    return before
 
 
 class _Writer(BaseCallback):
-    def __init__(self, path: Path, interval: int, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, interval: int, identity: Mapping[str, Any], before: float
+    ) -> None:
         super().__init__()
+        self._begin = time.perf_counter() - before
         self._path, self._interval, self._identity = path, interval, identity
         self._written: int | None = None
 
     def _on_rollout_start(self) -> None:
-        length = int(getattr(self.model, "n_steps", _USUAL_ROLLOUT))
-        done = self.num_timesteps // (self.training_env.num_envs * length * self._interval)
+        done = self.num_timesteps // self._interval
         if self._written is not None and done > self._written:
             self.write()
         self._written = done
@@ -88,12 +93,14 @@ class _Writer(BaseCallback):
             "identity": self._identity,
             "num_timesteps": self.model.num_timesteps,
             "num_updates": self.model._n_updates,
+            "seconds": time.perf_counter() - self._begin,
             "optimisers": groups,
         }
         write_archive(self._path, meta, tensors)
 
 
-def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> None:
+def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> float:
+    """Put back what a file holds, and return the time that it took, in s."""
     advice = f"delete {path} to start anew, or choose another place"
     try:
         meta, tensors = read_archive(path, CHECKPOINT_KIND)
@@ -110,6 +117,7 @@ def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> None:
                 follow_name(model, name).copy_(tensors[name])
         model.num_timesteps = int(meta["num_timesteps"])
         model._n_updates = int(meta["num_updates"])
+        return float(meta["seconds"])
     except CheckpointError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

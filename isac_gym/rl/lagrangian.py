@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -86,7 +87,10 @@ class Lagrangian(BaseAlgorithm):
 
     Attributes:
         multipliers: The multipliers by the names of the constraints.
+        seconds: How long the last training took, with what it took before a resumption, in s.
     """
+
+    seconds: float = 0.0
 
     def __init__(
         self,
@@ -145,7 +149,8 @@ class Lagrangian(BaseAlgorithm):
                 is refused.
 
         Returns:
-            The algorithm.
+            The algorithm, whose ``seconds`` then say how long the training took, with what it took
+            before a resumption.
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or of another training.
@@ -153,6 +158,7 @@ class Lagrangian(BaseAlgorithm):
         """
         interval = check_integer("checkpoint_interval", checkpoint_interval, 1)
         path = None if checkpoint is None else Path(checkpoint)
+        self.seconds, self._begin = 0.0, time.perf_counter()
         self._told_identity = json.loads(json.dumps(dict(identity or {})))
         if path is not None and path.exists():
             self._resume(path)
@@ -173,6 +179,7 @@ class Lagrangian(BaseAlgorithm):
                 self._write_checkpoint(path)
         finally:
             self._checkpoint = None
+            self.seconds = time.perf_counter() - self._begin
         return self
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -312,12 +319,15 @@ class Lagrangian(BaseAlgorithm):
 
     def _write_checkpoint(self, path: Path) -> None:
         meta, tensors = self.get_state()
+        meta["seconds"] = time.perf_counter() - self._begin
         write_archive(path, {"kind": CHECKPOINT_KIND, **meta}, tensors)
 
     def _resume(self, path: Path) -> None:
         try:
-            self.set_state(*read_archive(path, CHECKPOINT_KIND))
-        except ValueError as error:
+            meta, tensors = read_archive(path, CHECKPOINT_KIND)
+            self.set_state(meta, tensors)
+            self._begin -= float(meta["seconds"])
+        except (KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{error}: delete {path} to start anew, or choose another place"
             ) from error
@@ -335,6 +345,7 @@ class Lagrangian(BaseAlgorithm):
             "_pending_random",
             "_checkpoint",
             "_told_identity",
+            "_begin",
         ]
 
 

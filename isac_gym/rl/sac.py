@@ -279,14 +279,17 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
         )
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See :meth:`Lagrangian.get_state`; it holds the replay buffer as well."""
+        """See :meth:`Lagrangian.get_state`; it holds the replay buffer as well.
+
+        Where γ is 0 next observations are left out: nothing is learned from them.
+        """
         meta, tensors = super().get_state()
         total, count = self._fresh
         meta["fresh"] = {"total": total.tolist(), "count": count}
         buffer: Any = self.replay_buffer
         meta["replay"] = {"position": buffer.pos, "full": buffer.full}
         filled = buffer.buffer_size if buffer.full else buffer.pos
-        for name, array in buffer.list_arrays().items():
+        for name, array in self._list_arrays().items():
             tensors[f"replay/{name}"] = torch.as_tensor(array[:filled].copy())
         return meta, tensors
 
@@ -295,10 +298,19 @@ class OffPolicyLagrangian(Lagrangian, OffPolicyAlgorithm):
         super().set_state(meta, tensors)
         buffer: Any = self.replay_buffer
         filled = buffer.buffer_size if meta["replay"]["full"] else meta["replay"]["position"]
-        for name, array in buffer.list_arrays().items():
+        for name, array in self._list_arrays().items():
             array[:filled] = tensors[f"replay/{name}"].numpy()
         buffer.pos, buffer.full = meta["replay"]["position"], meta["replay"]["full"]
         self._fresh = (np.array(meta["fresh"]["total"]), int(meta["fresh"]["count"]))
+
+    def _list_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of the replay buffer that something is learned from."""
+        buffer: Any = self.replay_buffer
+        return {
+            name: array
+            for name, array in buffer.list_arrays().items()
+            if self.gamma > 0 or not name.startswith("next_observations")
+        }
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, variables = super()._get_torch_save_params()

@@ -64,7 +64,7 @@ class ReinforcementSettings:
         penalty: Weight of the costs in the reward of algorithms that know no constraints; None
             takes the calibrated price of the scenario
             (:func:`~isac_gym.envs.wrappers.penalty.find_penalty_weight`).
-        checkpoint_interval: Rollouts from one checkpoint to the next.
+        checkpoint_interval: Blocks from one checkpoint to the next, about.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -92,7 +92,7 @@ class ReinforcementSettings:
     multiplier_gain: float = 150.0
     initial_multiplier: float = 15.0
     penalty: float | None = None
-    checkpoint_interval: int = 10
+    checkpoint_interval: int = 200_000
 
     def __post_init__(self) -> None:
         for name in (

@@ -17,8 +17,10 @@ pytest.importorskip("stable_baselines3")
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.evaluation import compare
+from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
 from isac_gym.registry import AGENTS, make_agent
+from isac_gym.rl import keeping, lagrangian
 
 NAMES = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
 QUICK: dict[str, Any] = {
@@ -133,21 +135,32 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     def stop(progress: Any) -> bool:
         return not path.exists()
 
-    first = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 2})
+    first = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 256})
     first.learn(callback=stop, checkpoint=path)
     assert path.exists()
     assert first.channels_seen < whole.channels_seen
-    second = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 2})
+    second = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 256})
     second.learn(checkpoint=path)
     assert torch.equal(weights_of(second), weights_of(whole))
     assert second.multipliers == whole.multipliers
+
+
+@pytest.mark.parametrize(("name", "module"), [("ppo", keeping), ("ppo-lagrangian", lagrangian)])
+def test_the_time_before_a_resumption_counts(name: str, module: Any, tmp_path: Path) -> None:
+    env, path = make(), tmp_path / "checkpoint.zip"
+    make_agent(name, env, **QUICK).learn(checkpoint=path)
+    meta, tensors = read_archive(path, module.CHECKPOINT_KIND)
+    assert 0.0 < meta["seconds"] < 100.0
+    write_archive(path, {**meta, "seconds": 1000.0}, tensors)
+    second = make_agent(name, env, **QUICK).learn(checkpoint=path)
+    assert 1000.0 <= second.training_seconds < 1100.0
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_a_killed_training_without_constraints_goes_on(name: str, tmp_path: Path) -> None:
     env = make()
     path = tmp_path / "checkpoint.zip"
-    settings = {**QUICK, "timesteps": 2048, "checkpoint_interval": 1}
+    settings = {**QUICK, "timesteps": 2048, "checkpoint_interval": 128}
     first = make_agent(name, env, **settings)
     first.learn(callback=lambda _: not path.exists(), checkpoint=path)
     done = first.channels_seen

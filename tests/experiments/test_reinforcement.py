@@ -137,7 +137,7 @@ def test_curves_end_with_what_the_trained_agents_reach(tmp_path: Path) -> None:
 def test_a_training_that_was_killed_has_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
     """Nothing is drawn twice, and no time is lost but that since the last checkpoint."""
     scenario = SCENARIO.replace(control="power", radar="fixed", sensing_threshold=0.2)
-    settings = {**TRAINING, "timesteps": 16384, "checkpoint_interval": 8}
+    settings = {**TRAINING, "timesteps": 16384, "checkpoint_interval": 1024}
     experiment = ReinforcementCurves(
         scenario=scenario,
         agents=("ppo-lagrangian",),

@@ -176,7 +176,16 @@ def test_observations_may_be_dictionaries() -> None:
     agent.learn(64, log_interval=None)
     meta, tensors = agent.get_state()
     assert tensors["replay/observations/context"].shape == (8, 8, 1)
+    assert "replay/next_observations/context" in tensors
     agent.set_state(meta, tensors)
+
+
+def test_a_checkpoint_of_a_bandit_holds_no_next_observations() -> None:
+    agent = make(Bandit(8, [0.0]), ["constraint_0"], gamma=0.0)
+    agent.learn(64, log_interval=None)
+    _, tensors = agent.get_state()
+    assert "replay/observations/" in tensors
+    assert not any("next" in name for name in tensors)
 
 
 def test_what_is_logged() -> None:
