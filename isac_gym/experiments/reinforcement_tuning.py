@@ -59,7 +59,7 @@ class ReinforcementTuning(Experiment):
         None, "Control mode that the agent learns in; the usual one by default."
     )
     work: float = setting(
-        45.0, "Work of a trial, in 10⁹ weights times blocks that are gone over.", minimum=1e-3
+        24.0, "Work of a trial, in 10⁹ weights times blocks that are gone over.", minimum=1e-3
     )
     trials: int = setting(24, "Number of trials.", minimum=1, only_selects=True)
     seed: int = setting(0, "Seed of trainings and search.", minimum=0)
@@ -245,14 +245,14 @@ def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
     if is_on_policy(algorithm):
         found = {
             "learning_rate": trial.suggest_float("learning_rate", 3e-4, 6e-3, log=True),
-            "batch_size": trial.suggest_categorical("batch_size", [1024, 2048, 4096]),
+            "batch_size": trial.suggest_categorical("batch_size", [512, 1024, 2048, 4096]),
             "rollout_length": trial.suggest_categorical("rollout_length", [8, 16]),
             "epochs": trial.suggest_int("epochs", 2, 10),
             "clip_range": trial.suggest_float("clip_range", 0.1, 0.4),
             "deviation": trial.suggest_float("deviation", 0.1, 0.5, log=True),
             "final_deviation": trial.suggest_float("final_deviation", 0.02, 0.15, log=True),
-            "width": trial.suggest_categorical("width", [24, 32, 48, 64]),
-            "rounds": trial.suggest_int("rounds", 1, 2),
+            "width": trial.suggest_categorical("width", [32, 48, 64, 96]),
+            "rounds": trial.suggest_int("rounds", 1, 3),
         }
         if algorithm == "ppo-lagrangian":
             found["repeats"] = trial.suggest_categorical("repeats", [2, 4, 8])

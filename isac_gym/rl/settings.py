@@ -184,7 +184,11 @@ def holds_channels(algorithm: str, settings: ReinforcementSettings) -> bool:
 
 
 def count_passes(algorithm: str, settings: ReinforcementSettings) -> float:
-    """How often gradient steps go over a block, on average."""
+    """How often gradient steps ask the network for a block, on average.
+
+    Where a channel is held it is asked once for all blocks on it.
+    """
     if is_on_policy(algorithm):
-        return float(settings.epochs)
+        held = settings.repeats if holds_channels(algorithm, settings) else 1
+        return settings.epochs / held
     return settings.gradient_steps * settings.batch_size / settings.num_envs

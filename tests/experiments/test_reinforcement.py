@@ -71,7 +71,7 @@ def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
     chosen = {name: row[name] for name in names}
     # The first trial has the settings that are kept.
     assert chosen == pytest.approx({name: getattr(kept, name) for name in names})
-    passes = kept.epochs if algorithm == "ppo-lagrangian" else 8 * 2048 / 1024
+    passes = kept.epochs / kept.repeats if algorithm == "ppo-lagrangian" else 8 * 2048 / 1024
     weights = Reinforcement(env, algorithm).weights
     agent = Reinforcement(
         env,

@@ -50,6 +50,7 @@ def test_a_lagrangian_and_its_plain_algorithm_share_what_is_kept_for_one(
 
 def test_passes_are_counted() -> None:
     assert count_passes("ppo", ReinforcementSettings(epochs=3)) == 3.0
+    assert count_passes("ppo-lagrangian", ReinforcementSettings(epochs=3, repeats=4)) == 0.75
     others = ReinforcementSettings(gradient_steps=4, batch_size=512, num_envs=1024)
     assert count_passes("td3", others) == 2.0
     assert [name for name in ALGORITHMS if is_on_policy(name)] == ["ppo", "ppo-lagrangian"]
