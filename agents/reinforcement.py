@@ -87,6 +87,15 @@ _Self = TypeVar("_Self", bound="Reinforcement")
     is_default=False,
     rank=85,
 )
+@register_agent(
+    "tqc-lagrangian",
+    "TQC with a critic and a multiplier for each constraint",
+    options={"algorithm": "tqc-lagrangian"},
+    observations=("channels", "features"),
+    learns=True,
+    is_default=False,
+    rank=86,
+)
 class Reinforcement(SystemPolicy):
     """An algorithm of reinforcement learning as an agent.
 
@@ -95,14 +104,14 @@ class Reinforcement(SystemPolicy):
     fixed and the environment's control is that), and acts in the environment's: so it is compared
     with agents that see channels and set precoders.
 
-    Needs Stable-Baselines3 (extra ``rl``), and sb3-contrib for ``"tqc"``.
+    Needs Stable-Baselines3 (extra ``rl``), and sb3-contrib for TQC.
 
     Args:
         env: Environment, single, batched or wrapped, whose scenario, constraints and channel model
             are used.
-        algorithm: One of ``"ppo"``, ``"sac"``, ``"td3"``, ``"tqc"``, ``"ppo-lagrangian"``,
-            ``"sac-lagrangian"``. The last two keep the constraints' means; the others learn from
-            the reward less weighted costs.
+        algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`. Those that end in
+            ``"-lagrangian"`` keep the constraints' means; the others learn from the reward less
+            weighted costs.
         control: Control mode of its actions; None chooses.
         observation: Kind of its observations; None chooses.
         seed: Seed of the initial weights, the exploration and the training channels.

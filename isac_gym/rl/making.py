@@ -35,8 +35,7 @@ def make_model(
     """A model with γ = 0, for blocks that do not depend on what was done in others.
 
     Args:
-        algorithm: ``"ppo"``, ``"sac"``, ``"td3"``, ``"tqc"``, ``"ppo-lagrangian"`` or
-            ``"sac-lagrangian"``.
+        algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`.
         envs: A ``VecEnv`` of ISAC environments.
         settings: The settings.
         seed: Seed of weights, exploration and channels.
@@ -91,7 +90,7 @@ def make_model(
             **common,
         )
     others = {"sac": SAC, "td3": TD3, "sac-lagrangian": SACLagrangian}
-    kind = _load_tqc() if algorithm == "tqc" else others[algorithm]
+    kind = others[algorithm] if algorithm in others else _load_tqc(is_lagrangian)
     if algorithm == "td3":  # whose policy explores by nothing else
         size = envs.action_space.shape[0]
         spread = settings.deviation * np.ones(size)
@@ -132,11 +131,8 @@ def _fall(first: float, last: float) -> Callable[[float], float]:
     return lambda remaining: last + (first - last) * max(0.0, remaining)
 
 
-def _load_tqc() -> Any:
-    try:
-        from sb3_contrib import TQC
-    except ImportError as error:
-        raise ImportError(
-            "algorithm 'tqc' needs sb3-contrib: pip install 'isac-gym[rl]'"
-        ) from error
-    return TQC
+def _load_tqc(is_lagrangian: bool) -> Any:
+    """TQC, which only those need who have sb3-contrib as well."""
+    from isac_gym.rl.tqc import TQC, TQCLagrangian
+
+    return TQCLagrangian if is_lagrangian else TQC

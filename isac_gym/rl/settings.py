@@ -18,7 +18,15 @@ __all__ = [
     "is_on_policy",
 ]
 
-ALGORITHMS: Final = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
+ALGORITHMS: Final = (
+    "ppo",
+    "sac",
+    "td3",
+    "tqc",
+    "ppo-lagrangian",
+    "sac-lagrangian",
+    "tqc-lagrangian",
+)
 
 
 @dataclasses.dataclass(frozen=True)

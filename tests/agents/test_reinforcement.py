@@ -21,8 +21,9 @@ from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
 from isac_gym.registry import AGENTS, make_agent
 from isac_gym.rl import keeping, lagrangian
+from isac_gym.rl.settings import ALGORITHMS
 
-NAMES = ("ppo", "sac", "td3", "tqc", "ppo-lagrangian", "sac-lagrangian")
+NAMES = ALGORITHMS
 QUICK: dict[str, Any] = {
     "timesteps": 512,
     "num_envs": 32,
@@ -213,7 +214,7 @@ def test_a_loaded_agent_goes_on_from_its_weights(tmp_path: Path) -> None:
     assert loaded.channels_seen == agent.channels_seen + 128 // QUICK["repeats"]
 
 
-@pytest.mark.parametrize("name", ["ppo-lagrangian", "sac-lagrangian"])
+@pytest.mark.parametrize("name", ["ppo-lagrangian", "sac-lagrangian", "tqc-lagrangian"])
 def test_every_station_has_a_multiplier(name: str) -> None:
     env = make(num_cells=2)
     agent = make_agent(name, env, **QUICK).learn()

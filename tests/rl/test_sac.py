@@ -8,7 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("stable_baselines3")
+pytest.importorskip("sb3_contrib")
 
+from sb3_contrib import TQC
 from simple_bandits import Bandit, Chain, DictBandit
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from isac_gym.agents.loading import load_agent
 from isac_gym.rl import OffPolicyLagrangian, PIDMultiplier, PlainMultiplier, SACLagrangian
 from isac_gym.rl.sac import find_actor_loss
+from isac_gym.rl.tqc import TQCLagrangian
 
 
 class Average(BaseCallback):
@@ -43,7 +46,8 @@ def make(env: VecEnv, names: Any, kind: Any = SACLagrangian, **settings: Any) ->
     return kind(given.pop("policy", "MlpPolicy"), env, names, **given)
 
 
-def test_each_constraint_has_the_multiplier_of_its_closed_form() -> None:
+@pytest.mark.parametrize("kind", [SACLagrangian, TQCLagrangian])
+def test_each_constraint_has_the_multiplier_of_its_closed_form(kind: Any) -> None:
     # The entropy-regularised optimum is ∝ exp((r - λ·c)/α), a Gaussian of the mean of the bandit
     # without entropy and of the variance α/2, far from the bounds: λ = 2·(0.8 - limit)₊ again.
     # The multiplier sees the slopes of learned critics, hence its wider bound.
@@ -51,6 +55,7 @@ def test_each_constraint_has_the_multiplier_of_its_closed_form() -> None:
     agent = make(
         env,
         ["constraint_0", "constraint_1"],
+        kind,
         multiplier=PIDMultiplier(0.1, initial=0.3),
         multiplier_interval=64,
         learning_starts=1000,
@@ -133,14 +138,17 @@ def test_multipliers_see_fresh_transitions_of_the_policy_only() -> None:
     assert agent._fresh[1] == 4
 
 
-def test_without_a_multiplier_the_policy_is_that_of_sac() -> None:
+@pytest.mark.parametrize(("constrained", "plain"), [(SACLagrangian, SAC), (TQCLagrangian, TQC)])
+def test_without_a_multiplier_the_policy_is_that_of_the_algorithm(
+    constrained: Any, plain: Any
+) -> None:
     found = []
-    for kind in (SACLagrangian, SAC):
+    for kind in (constrained, plain):
         env = Chain([3, 2], [False, True], 1)
-        own = {"multiplier": PlainMultiplier(1e-30)} if kind is SACLagrangian else {}
+        own = {"multiplier": PlainMultiplier(1e-30)} if kind is constrained else {}
         given: dict[str, Any] = {"learning_starts": 16, "buffer_size": 100, "seed": 0}
         given |= {"device": "cpu", "policy_kwargs": {"net_arch": [8]}} | own
-        given |= {"constraints": ["constraint_0"]} if kind is SACLagrangian else {}
+        given |= {"constraints": ["constraint_0"]} if kind is constrained else {}
         agent: Any = kind("MlpPolicy", env, **given)
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
@@ -150,7 +158,7 @@ def test_without_a_multiplier_the_policy_is_that_of_sac() -> None:
 
 
 class MeanOfCritics(OffPolicyLagrangian, SAC):
-    """An algorithm with critics of its own, as TQC would be."""
+    """An algorithm with critics of its own."""
 
     def _find_critic_loss(
         self, data: Any, next_actions: Any, next_log_probs: Any, ent_coef: Any
