@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
@@ -216,11 +217,15 @@ class ReinforcementTuning(Experiment):
         scores = np.array([row["score"] for row in table.rows])
         for axis, name in zip(axes, names, strict=False):
             values = [row[name] for row in table.rows]
-            is_kind = len(set(values)) <= 4
-            shown = [str(value) for value in values] if is_kind else values
+            kinds = sorted(set(values))
+            is_kind = len(kinds) <= 4
+            shown = [kinds.index(value) for value in values] if is_kind else values
             axis.plot(shown, scores, "o", ms=4)
-            if not is_kind and min(values) > 0 and max(values) > 5 * min(values):
+            if is_kind:
+                axis.set_xticks(range(len(kinds)), [str(value) for value in kinds])
+            elif min(values) > 0 and max(values) > 5 * min(values):
                 axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(NullFormatter())
             style_axes(axis, handles=[])
             axis.set_xlabel(name)
         for axis in axes[len(names) :]:

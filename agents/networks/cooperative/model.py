@@ -21,6 +21,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from isac_gym.agents.networks.cooperative.bounds import bound
 from isac_gym.agents.networks.cooperative.layers import (
     EDGE_WIDTH,
     TalkLayer,
@@ -46,6 +47,10 @@ __all__ = ["Draft", "StationModel"]
 _DRAFTS: Final = 2
 _LARGEST: Final = 8.0
 """Bound on the magnitude of logarithms that the network sets."""
+_LARGEST_STATE: Final = 512.0
+"""Bound on what messages change in a state. Layers multiply what they hear, so that real numbers
+without a bound can grow from round to round. In networks that have learned they stay below 40 with
+seven stations and below 130 with nineteen."""
 _SCALAR_PACE: Final = 10.0
 """Steps and momenta are few numbers that have far to go: they learn ten times as fast."""
 _LEAST_PRICE: Final = 1e-3
@@ -223,7 +228,8 @@ class StationModel(nn.Module):
         for number, layer in enumerate(self.talks, start=1):
             own, other = layer(own, other, wanted if number == len(self.talks) else cells)
         own, other = own[:, :wanted], other[:, :wanted]  # where there is no round at all
-        return apply_layer(self.join_own, own), apply_layer(self.join_other, other)
+        joined = apply_layer(self.join_own, own), apply_layer(self.join_other, other)
+        return bound(joined[0], _LARGEST_STATE), bound(joined[1], _LARGEST_STATE)
 
     def design(
         self, draft: Draft, stations: Stations, said: tuple[Tensor, Tensor] | None
@@ -263,7 +269,9 @@ class StationModel(nn.Module):
             )
             controls = StageControls(
                 outputs=own,
-                tempo=apply_layer(self.pace[number], own.mean(-2)) + tempos[number],
+                tempo=bound(
+                    apply_layer(self.pace[number], own.mean(-2)) + tempos[number], _LARGEST
+                ),
                 price=price,
                 length=length,
                 largest_correction=_LARGEST,
@@ -314,11 +322,11 @@ class StationModel(nn.Module):
         return (
             power,
             dual,
-            correction.clamp(-_LARGEST, _LARGEST),
-            forecast.clamp(-_LARGEST, _LARGEST),
+            bound(correction, _LARGEST),
+            bound(forecast, _LARGEST),
         )
 
     def _set_burden(self, number: int, other: Tensor) -> tuple[Tensor, Tensor]:
         """Two bounded logarithms, each (n, S, V)."""
-        set_to = apply_layer(self.burdens[number], other).clamp(-_LARGEST, _LARGEST)
+        set_to = bound(apply_layer(self.burdens[number], other), _LARGEST)
         return set_to[..., 0], set_to[..., 1]
