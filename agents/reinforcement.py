@@ -258,7 +258,10 @@ class Reinforcement(SystemPolicy):
                 held = self.settings
                 callbacks.append(DeviationSchedule(held.deviation, held.final_deviation))
             identity = {**self._identify(), "timesteps": total}
-            interval = self.settings.checkpoint_interval
+            identity["settings"].pop(
+                "blocks_per_checkpoint"
+            )  # what is learned does not depend on it
+            interval = self.settings.blocks_per_checkpoint
             if self.is_lagrangian:
                 self.model.learn(
                     total,
@@ -270,10 +273,10 @@ class Reinforcement(SystemPolicy):
                 seconds = self.model.seconds
             else:
                 begin = time.perf_counter()
-                before = learn_with_checkpoint(
+                earlier = learn_with_checkpoint(
                     self.model, total, callbacks, checkpoint, interval, identity
                 )
-                seconds = before + time.perf_counter() - begin
+                seconds = earlier + time.perf_counter() - begin
         seen = int(self.model.num_timesteps) // self.blocks_per_channel
         self.channels_seen = (self.channels_seen or 0) + seen
         self.training_seconds = (self.training_seconds or 0.0) + seconds

@@ -38,8 +38,8 @@ __all__ = ["ReinforcementCurves"]
 _MODEL_BASED: Final = "tuned"
 """The name of the agent that learns through the physics, by its preset."""
 _AS_TRAINED: Final = "as trained"
-_SPACE: Final = "structured-expected"
-"""The best that structured control allows."""
+_BEST_STRUCTURED: Final = "structured-expected"
+_OF_STRUCTURED: Final = "% of structured"
 _RECORDED: Final = "recorded, correlated antennas"
 _SHIFTS: Final[Mapping[str, tuple[Mapping[str, Any], str | None]]] = {
     "Rician, 5 dB": ({}, "rician"),
@@ -68,9 +68,10 @@ class ReinforcementCurves(Experiment):
     trained at the scenario's own threshold also meets conditions that it was not trained for:
     a line of sight, channels that change with time, errors of the channel estimates, and channels
     from a file. Every rate is set beside that of ``joint-expected`` on the same channels, or of
-    ``wmmse`` where the radar is fixed; that of structured control also beside the best that three
-    numbers a user allow (``structured-expected``), which tells what the space of actions costs from
-    what the learning leaves.
+    ``wmmse`` where the radar is fixed. That of structured control is also set beside the best that
+    three numbers a user allow (``structured-expected``), where all users are served and conditions
+    are those of the training: so what the space of actions costs is told from what the learning
+    leaves.
 
     How long a training is, is a setting of its algorithm; see
     :data:`isac_gym.rl.settings.KEPT`.
@@ -165,12 +166,15 @@ class ReinforcementCurves(Experiment):
             "blocks_seen": curve.channels[-1]
             * (agent.blocks_per_channel if is_reinforcement else 1),
             "training_seconds": curve.seconds[-1],
-            "of_space": None,
+            "best_structured": None,
             "curve": curve.state(),
             "shifted": {},
         }
-        if is_reinforcement and agent.inner.scenario.control == "structured":
-            row["of_space"] = self._find_best_structured(limit).spectral_efficiency
+        is_structured = is_reinforcement and agent.inner.scenario.control == "structured"
+        if is_structured and self.scenario.scheduling == "all":
+            best = self._find_best_structured(limit)
+            row["best_structured"] = best.spectral_efficiency
+            row["best_structured_loss"] = best.constraints["sensing"].mean
         if limit == self.scenario.sensing_threshold:
             for condition in self._conditions:
                 workspace.say(f"{name}, seed {point['seed']}: {condition}")
@@ -217,10 +221,14 @@ class ReinforcementCurves(Experiment):
             held[limit, condition] = evaluate(oracle, env, blocks, name=self._reference_name)
         return held[limit, condition]
 
+    @functools.cached_property
+    def _best_structured(self) -> dict[float, AgentResult]:
+        return {}
+
     def _find_best_structured(self, limit: float) -> AgentResult:
         """The best actions of structured control, with a price found as that of the reference."""
-        held = self._references
-        if (limit, _SPACE) not in held:
+        held = self._best_structured
+        if limit not in held:
             env = self.make_env(sensing_threshold=limit)
             blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
             price: Any = None
@@ -228,10 +236,9 @@ class ReinforcementCurves(Experiment):
                 seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
                 searching = StructuredSearch(env)
                 price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
-            held[limit, _SPACE] = evaluate(
-                StructuredSearch(env, price=price), env, blocks, name=_SPACE
-            )
-        return held[limit, _SPACE]
+            best = StructuredSearch(env, price=price)
+            held[limit] = evaluate(best, env, blocks, name=_BEST_STRUCTURED)
+        return held[limit]
 
     def _shift(self, condition: str) -> tuple[Any, EvaluationSet]:
         """An environment of a condition, and its channels."""
@@ -277,10 +284,12 @@ class ReinforcementCurves(Experiment):
                 },
                 "curves": [row["curve"] for row in found],
             }
-            space = found[0]["of_space"]
-            if space is not None:
-                entry |= over_seeds("% of space", [100.0 * row["rate"] / space for row in found])
-                entry["space"] = space
+            best = found[0].get("best_structured")
+            if best is not None:
+                shares = [100.0 * row["rate"] / best for row in found]
+                entry |= over_seeds(_OF_STRUCTURED, shares)
+                entry["best structured"] = best
+                entry["best structured L_r"] = found[0]["best_structured_loss"]
             made.append(entry)
         for condition in self._conditions:
             for (name, limit), found in by_agent.items():
@@ -309,7 +318,7 @@ class ReinforcementCurves(Experiment):
                         ("bit/s/Hz", 3),
                         ("mean L_r", 4),
                         ("% of optimum", 1),
-                        ("% of space", 1),
+                        (_OF_STRUCTURED, 1),
                     )
                 ),
                 *(
@@ -318,9 +327,9 @@ class ReinforcementCurves(Experiment):
                 ),
             ],
             caption="± 95 % interval over seeds; % of optimum: of "
-            f"{self._reference_name} on the same channels, whatever L_r is; % of space: of "
-            f"{_SPACE}; channels to: seen, as a median over seeds, when the rate was that share of "
-            f"the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
+            f"{self._reference_name} on the same channels, whatever L_r is; {_OF_STRUCTURED}: "
+            f"of {_BEST_STRUCTURED}; channels to: seen, as a median over seeds, when the rate was "
+            f"that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
         )
 
     def _state_reference(self, rows: Sequence[Row]) -> float:
@@ -348,8 +357,12 @@ class ReinforcementCurves(Experiment):
             (rates, table.settings["optimum"], self._reference_name, "--"),
             (losses, own, "ε", "--"),
         ]
-        spaces = {row["space"] for row in trained if row["ε"] == own and "space" in row}
-        levels += [(rates, level, _SPACE, ":") for level in spaces]
+        best = {
+            row["best structured"]
+            for row in trained
+            if row["ε"] == own and "best structured" in row
+        }
+        levels += [(rates, level, _BEST_STRUCTURED, ":") for level in best]
         for axes, level, text, style in levels:
             axes.axhline(level, color="0.4", ls=style, lw=1, label=text)
         for axes, label in ((rates, "spectral efficiency (bit/s/Hz)"), (losses, "mean L_r")):

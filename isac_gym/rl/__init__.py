@@ -7,6 +7,8 @@ except ImportError as error:
         "constrained reinforcement learning needs Stable-Baselines3: pip install 'isac-gym[rl]'"
     ) from error
 
+from typing import Any
+
 from isac_gym.rl.entries import read_entries
 from isac_gym.rl.multipliers import PIDMultiplier, PlainMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
@@ -18,5 +20,15 @@ __all__ = [
     "PPOLagrangian",
     "PlainMultiplier",
     "SACLagrangian",
+    "TQCLagrangian",
     "read_entries",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``TQCLagrangian``, imported only where it is asked for, because it needs sb3-contrib."""
+    if name == "TQCLagrangian":
+        from isac_gym.rl.tqc import TQCLagrangian
+
+        return TQCLagrangian
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

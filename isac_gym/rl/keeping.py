@@ -117,7 +117,7 @@ def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> float:
                 follow_name(model, name).copy_(tensors[name])
         model.num_timesteps = int(meta["num_timesteps"])
         model._n_updates = int(meta["num_updates"])
-        return float(meta["seconds"])
+        return float(meta.get("seconds", 0.0))
     except CheckpointError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

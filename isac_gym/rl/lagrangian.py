@@ -326,8 +326,8 @@ class Lagrangian(BaseAlgorithm):
         try:
             meta, tensors = read_archive(path, CHECKPOINT_KIND)
             self.set_state(meta, tensors)
-            self._begin -= float(meta["seconds"])
-        except (KeyError, ValueError) as error:
+            self._begin -= float(meta.get("seconds", 0.0))
+        except ValueError as error:
             raise CheckpointError(
                 f"{error}: delete {path} to start anew, or choose another place"
             ) from error

@@ -132,7 +132,7 @@ def _fall(first: float, last: float) -> Callable[[float], float]:
 
 
 def _load_tqc(is_lagrangian: bool) -> Any:
-    """TQC, which only those need who have sb3-contrib as well."""
+    """TQC, imported only where it is asked for: those without sb3-contrib use the others."""
     from isac_gym.rl.tqc import TQC, TQCLagrangian
 
     return TQCLagrangian if is_lagrangian else TQC

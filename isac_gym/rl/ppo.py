@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -96,6 +97,7 @@ class PPOLagrangian(Lagrangian, PPO):
             if settings.get("gamma") != 0.0:
                 raise not_allowed("gamma", settings.get("gamma"), "0 with baseline='episode'")
             settings = {**settings, "vf_coef": 0.0}
+        self._read: tuple[Any, Any] | None = None
         super().__init__(
             policy, env, constraints, multiplier, constraint_form, reseed_rollouts, settings
         )
@@ -132,7 +134,7 @@ class PPOLagrangian(Lagrangian, PPO):
         shape = (n_rollout_steps, env.num_envs, len(self.constraints))
         constraints, futures = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         callback.on_rollout_start()
-        self._read: tuple[Any, Any] | None = None  # the policy has changed
+        self._read = None  # the policy has changed
         for step in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
@@ -211,7 +213,8 @@ class PPOLagrangian(Lagrangian, PPO):
                 return found
             if self._read is None or not np.array_equal(self._read[0], observed):
                 given = obs_as_tensor(observed, self.device)
-                self._read = observed, self.policy.get_distribution(given)
+                # A copy, because the policy has one distribution for all who ask.
+                self._read = observed, copy.copy(self.policy.get_distribution(given))
             distribution = self._read[1]
             actions = distribution.get_actions()
             return actions, torch.zeros(len(actions), 1), distribution.log_prob(actions)

@@ -6,6 +6,7 @@ does the same work several times, in every pass over a rollout and back.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from typing import Any
 
@@ -39,16 +40,19 @@ class RepeatingPolicy(ActorCriticPolicy):
             actions: Actions, (n, A), or (n·r, A) with the r of an observation one after another.
                 With r > 1 the critic is not asked: its values are 0.
 
+        Returns:
+            Values (n·r, 1), log probabilities (n·r,), and entropies (n,).
+
         Raises:
             ValueError: If the number of actions is no multiple of that of the observations, or the
                 policy is not Gaussian, with r > 1.
         """
         if not isinstance(obs, Tensor) or len(obs) == len(actions):
             return super().evaluate_actions(obs, actions)
-        repeats, left = divmod(len(actions), len(obs))
-        if left:
+        if not len(obs) or not len(actions) or len(actions) % len(obs):
             raise not_allowed("actions", tuple(actions.shape), f"a multiple of {len(obs)} of them")
-        found = self.get_distribution(obs)
+        repeats = len(actions) // len(obs)
+        found = copy.copy(self.get_distribution(obs))
         if not isinstance(found, DiagGaussianDistribution):
             raise not_allowed("action_dist", type(found).__name__, "a Gaussian")
         entropy = found.entropy()
@@ -69,7 +73,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     _repeats: int = 1
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        """Minibatches in random order, of about ``batch_size`` transitions."""
+        """Minibatches in random order.
+
+        Args:
+            batch_size: Transitions of each, rounded down to whole episodes, but one at least; None
+                makes one minibatch of all.
+        """
+        assert self.full
         if not self.generator_ready:
             self._repeats = _count_repeats(self.observations, self.episode_starts)
         if self._repeats == 1:

@@ -72,7 +72,7 @@ class ReinforcementSettings:
         penalty: Weight of the costs in the reward of algorithms that know no constraints; None
             takes the calibrated price of the scenario
             (:func:`~isac_gym.envs.wrappers.penalty.find_penalty_weight`).
-        checkpoint_interval: Blocks from one checkpoint to the next, about.
+        blocks_per_checkpoint: Blocks from one checkpoint to the next, about.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -100,7 +100,7 @@ class ReinforcementSettings:
     multiplier_gain: float = 150.0
     initial_multiplier: float = 15.0
     penalty: float | None = None
-    checkpoint_interval: int = 200_000
+    blocks_per_checkpoint: int = 200_000
 
     def __post_init__(self) -> None:
         for name in (
@@ -113,7 +113,7 @@ class ReinforcementSettings:
             "gradient_steps",
             "width",
             "rounds",
-            "checkpoint_interval",
+            "blocks_per_checkpoint",
         ):
             check_integer(name, getattr(self, name), 2 if name == "batch_size" else 1)
         for name in (
@@ -145,13 +145,43 @@ class ReinforcementSettings:
 
 
 KEPT: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
-    ("ppo-lagrangian", "structured"): {"timesteps": 2_000_000},
-    ("ppo-lagrangian", "power"): {"timesteps": 600_000},
-    ("ppo-lagrangian", "beamforming"): {"timesteps": 1_500_000},
+    ("ppo-lagrangian", "structured"): {
+        "timesteps": 1_000_000,
+        "learning_rate": 1.7e-3,
+        "final_learning_rate": 1.7e-5,
+        "batch_size": 512,
+        "epochs": 6,
+        "clip_range": 0.375,
+        "deviation": 0.335,
+        "final_deviation": 0.048,
+        "width": 32,
+    },
+    ("ppo-lagrangian", "power"): {
+        "timesteps": 600_000,
+        "learning_rate": 1.2e-3,
+        "final_learning_rate": 1.2e-5,
+        "batch_size": 512,
+        "epochs": 9,
+        "clip_range": 0.36,
+        "deviation": 0.27,
+        "final_deviation": 0.036,
+        "width": 32,
+    },
+    ("ppo-lagrangian", "beamforming"): {
+        "timesteps": 1_500_000,
+        "learning_rate": 3.7e-3,
+        "final_learning_rate": 3.7e-5,
+        "batch_size": 1024,
+        "epochs": 4,
+        "clip_range": 0.25,
+        "deviation": 0.266,
+        "final_deviation": 0.068,
+        "rounds": 3,
+    },
 }
 """Settings by algorithm and control mode, as far as they are others than the defaults.
 
-``isac-gym study rl-tuning`` searches for better ones.
+``isac-gym study rl-tuning`` searches for better ones; what it tried is in ``docs/trials``.
 """
 
 

@@ -21,9 +21,9 @@ class TQCLagrangian(OffPolicyLagrangian, TQC):
     """TQC of sb3-contrib on the Lagrangian of m constraints.
 
     The actor follows :func:`~isac_gym.rl.sac.find_actor_loss` with the mean of all quantiles of the
-    reward (Kuznetsov et al., 2020) and a single critic of the mean for each constraint: truncation
-    guards against rewards that are overestimated, and nothing is bought by underestimating a
-    constraint. Parameters, errors and attributes are those of
+    reward (Kuznetsov et al., 2020) and a single critic of the mean for each constraint. What is
+    truncated are quantiles of what follows an action; where γ is 0 nothing follows, and what is
+    left is a critic of the distribution of rewards. Parameters, errors and attributes are those of
     :class:`~isac_gym.rl.sac.OffPolicyLagrangian`, and the settings those of ``TQC``.
 
     It logs what :class:`~isac_gym.rl.sac.SACLagrangian` does.

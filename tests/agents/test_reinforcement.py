@@ -136,11 +136,11 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     def stop(progress: Any) -> bool:
         return not path.exists()
 
-    first = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 256})
+    first = make_agent("ppo-lagrangian", env, **{**settings, "blocks_per_checkpoint": 256})
     first.learn(callback=stop, checkpoint=path)
     assert path.exists()
     assert first.channels_seen < whole.channels_seen
-    second = make_agent("ppo-lagrangian", env, **{**settings, "checkpoint_interval": 256})
+    second = make_agent("ppo-lagrangian", env, **{**settings, "blocks_per_checkpoint": 256})
     second.learn(checkpoint=path)
     assert torch.equal(weights_of(second), weights_of(whole))
     assert second.multipliers == whole.multipliers
@@ -149,19 +149,40 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "module"), [("ppo", keeping), ("ppo-lagrangian", lagrangian)])
 def test_the_time_before_a_resumption_counts(name: str, module: Any, tmp_path: Path) -> None:
     env, path = make(), tmp_path / "checkpoint.zip"
-    make_agent(name, env, **QUICK).learn(checkpoint=path)
+    settings = {**QUICK, "timesteps": 1280, "blocks_per_checkpoint": 256}
+    make_agent(name, env, **settings).learn(
+        callback=lambda progress: not path.exists(), checkpoint=path
+    )
     meta, tensors = read_archive(path, module.CHECKPOINT_KIND)
     assert 0.0 < meta["seconds"] < 100.0
+    assert meta["num_timesteps"] < 1280
     write_archive(path, {**meta, "seconds": 1000.0}, tensors)
-    second = make_agent(name, env, **QUICK).learn(checkpoint=path)
+    # How often it is written makes no other training of it.
+    second = make_agent(name, env, **{**settings, "blocks_per_checkpoint": 512})
+    second.learn(checkpoint=path)
     assert 1000.0 <= second.training_seconds < 1100.0
+    assert 1000.0 <= read_archive(path, module.CHECKPOINT_KIND)[0]["seconds"] < 1100.0
+
+
+@pytest.mark.parametrize(("name", "module"), [("ppo", keeping), ("ppo-lagrangian", lagrangian)])
+def test_a_checkpoint_that_kept_no_time_is_gone_on_from(
+    name: str, module: Any, tmp_path: Path
+) -> None:
+    env, path = make(), tmp_path / "checkpoint.zip"
+    make_agent(name, env, **QUICK).learn(checkpoint=path)
+    meta, tensors = read_archive(path, module.CHECKPOINT_KIND)
+    del meta["seconds"]
+    write_archive(path, meta, tensors)
+    second = make_agent(name, env, **QUICK).learn(checkpoint=path)
+    assert second.channels_seen is not None
+    assert second.training_seconds < 100.0
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_a_killed_training_without_constraints_goes_on(name: str, tmp_path: Path) -> None:
     env = make()
     path = tmp_path / "checkpoint.zip"
-    settings = {**QUICK, "timesteps": 2048, "checkpoint_interval": 128}
+    settings = {**QUICK, "timesteps": 2048, "blocks_per_checkpoint": 128}
     first = make_agent(name, env, **settings)
     first.learn(callback=lambda _: not path.exists(), checkpoint=path)
     done = first.channels_seen

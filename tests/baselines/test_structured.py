@@ -81,7 +81,8 @@ def test_the_mean_of_the_sensing_loss_is_the_threshold() -> None:
     agent = StructuredSearch(env, price=agent.find_price(channels))
     assert agent.price[0] > 0.0
     mean = acted(env, agent, channels)[:, 1].mean()
-    assert 0.16 * (1.0 - 3e-3) <= mean <= 0.16 * (1.0 + 1e-4)
+    # It jumps where a channel's best is another local optimum.
+    assert 0.16 * (1.0 - 1e-2) <= mean <= 0.16 * (1.0 + 1e-4)
 
 
 def test_the_joint_optimum_is_at_least_as_good_at_the_same_price() -> None:
@@ -110,30 +111,29 @@ def test_more_starts_elsewhere_find_hardly_more() -> None:
 
 
 def test_stations_decide_as_if_they_were_alone_at_prices_of_their_own() -> None:
-    targets, prices = ((-50.0, 10.0), (30.0,)), (5.0, 2.0)
+    targets = ((-50.0, 10.0), (30.0,))
     env = make(num_cells=2, target_angles_deg=targets)
-    channels = drawn(env, 4)
-    system = find_system(env)
-    agent = StructuredSearch(env, price=prices)
+    channels, system = drawn(env, 6), find_system(env)
+    found = StructuredSearch(env, num_starts=4).find_price(channels)
+    agent = StructuredSearch(env, price=found)
     together, _ = agent.predict(system.codec.observation(channels.numpy()))
-    parts = together.reshape(4, 2, -1)
+    parts = together.reshape(6, 2, -1)
     for station in range(2):
         alone = make(target_angles_deg=targets[station])
         own = channels[:, station, station, None, None]
-        single = StructuredSearch(alone, price=prices[station])
-        values = []
-        for numbers in (parts[:, station], single.solve(own, single.price).numpy()):
-            found = [earned(alone, *each) for each in zip(numbers, own.numpy(), strict=True)]
-            rates, losses = np.array(found).T
-            values.append(rates - prices[station] * losses / SMALL["sensing_threshold"])
-        # They begin at other points, and may end in other local optima.
-        assert values[0].mean() == pytest.approx(values[1].mean(), abs=0.1)
+        single = StructuredSearch(alone, num_starts=4)
+        assert single.find_price(own) == (found[station],)
+        numbers, _ = StructuredSearch(alone, price=found[station]).predict(
+            find_system(alone).codec.observation(own.numpy())
+        )
+        np.testing.assert_array_equal(parts[:, station], numbers)
 
 
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
         ({"control": "power"}, {}, "control"),
+        ({"observation": "features"}, {}, "observation"),
         ({"control": "beamforming", "scheduling": "contention"}, {}, "scheduling"),
         ({}, {"price": -1.0}, "price"),
         ({}, {"price": (1.0, 1.0)}, "price"),
@@ -148,3 +148,9 @@ def test_what_it_is_not_for_is_refused(
     env = make(**changes)
     with pytest.raises(ValueError, match=message):
         StructuredSearch(env, **options)
+
+
+def test_a_price_for_each_station_is_asked_for() -> None:
+    env = make(num_cells=2, target_angles_deg=((-50.0, 10.0), (30.0,)))
+    with pytest.raises(ValueError, match=r"price must be .* 2 of them"):
+        StructuredSearch(env).solve(drawn(env, 1), (1.0,))

@@ -137,7 +137,7 @@ def test_curves_end_with_what_the_trained_agents_reach(tmp_path: Path) -> None:
 def test_a_training_that_was_killed_has_the_curve_of_one_that_was_not(tmp_path: Path) -> None:
     """Nothing is drawn twice, and no time is lost but that since the last checkpoint."""
     scenario = SCENARIO.replace(control="power", radar="fixed", sensing_threshold=0.2)
-    settings = {**TRAINING, "timesteps": 16384, "checkpoint_interval": 1024}
+    settings = {**TRAINING, "timesteps": 16384, "blocks_per_checkpoint": 1024}
     experiment = ReinforcementCurves(
         scenario=scenario,
         agents=("ppo-lagrangian",),
@@ -223,9 +223,24 @@ def test_structured_control_is_set_beside_what_its_numbers_allow(tmp_path: Path)
     price = StructuredSearch(env).find_price(torch.from_numpy(blocks.channels[:, 0]))
     searched = StructuredSearch(env, price=price)
     expected = compare({"it": searched}, env, channels=8, seed=7)["it"]
-    assert row["space"] == pytest.approx(expected.spectral_efficiency, rel=1e-5)
-    assert row["% of space"] == pytest.approx(100 * row["bit/s/Hz"] / row["space"])
-    assert row["space"] < row["reference"]
+    assert row["best structured"] == pytest.approx(expected.spectral_efficiency, rel=1e-5)
+    assert row["best structured L_r"] == pytest.approx(expected.constraints["sensing"].mean)
+    assert row["% of structured"] == pytest.approx(100 * row["bit/s/Hz"] / row["best structured"])
+    assert row["best structured"] < row["reference"]
+
+
+def test_users_that_contend_are_not_set_beside_users_that_are_all_served() -> None:
+    scenario = SCENARIO.replace(scheduling="contention", radar="fixed")
+    experiment = ReinforcementCurves(
+        scenario=scenario,
+        agents=("ppo-lagrangian",),
+        agent_settings={**TRAINING, "timesteps": 256},
+        channel_model=RayleighChannel(),
+        seeds=1,
+        channels=8,
+    )
+    (row,) = run_experiment(experiment).rows
+    assert "% of structured" not in row
 
 
 def test_recorded_channels_have_correlated_antennas() -> None:

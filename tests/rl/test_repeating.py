@@ -13,6 +13,7 @@ from gymnasium import spaces
 pytest.importorskip("stable_baselines3")
 
 from simple_bandits import Bandit, DictBandit
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from isac_gym.channels import HeldChannels, RayleighChannel
@@ -68,8 +69,11 @@ def test_actions_that_belong_to_no_observation_are_refused() -> None:
     policy = RepeatingPolicy(
         spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), lambda _: 1e-3, net_arch=[]
     )
-    with pytest.raises(ValueError, match=r"actions must be a multiple of 2 of them, got \(3, 1\)"):
-        policy.evaluate_actions(torch.zeros(2, 2), torch.zeros(3, 1))
+    for count in (0, 1, 3):
+        with pytest.raises(ValueError, match=rf"multiple of 2 of them, got \({count}, 1\)"):
+            policy.evaluate_actions(torch.zeros(2, 2), torch.zeros(count, 1))
+    with pytest.raises(ValueError, match="multiple of 0 of them"):
+        policy.evaluate_actions(torch.zeros(0, 2), torch.zeros(3, 1))
     choices = RepeatingPolicy(
         spaces.Box(-1, 1, (2,)), spaces.Discrete(3), lambda _: 1e-3, net_arch=[]
     )
@@ -134,6 +138,9 @@ def test_the_order_of_episodes_is_drawn_anew() -> None:
     assert (passes[0] != passes[1]).any()
     (whole,) = buffer.get()
     assert len(whole.actions) == 300
+    # At least an episode, and no part of one.
+    assert [len(batch.actions) for batch in buffer.get(2)] == [3] * 100
+    assert {len(batch.actions) for batch in buffer.get(8)} == {6}
 
 
 @pytest.mark.parametrize("case", ["other observations", "uneven", "not together", "length 1"])
@@ -180,6 +187,56 @@ def test_it_is_chosen_where_actions_are_compared_and_learns_from_fewer_reads() -
     agent.learn(64)
     # Each of 16 channels once while acting, and in each of two passes.
     assert sum(read) == 16 + 2 * 16
+
+
+class Watcher(BaseCallback):
+    """Asks the policy during a rollout, and compares what is stored at its end."""
+
+    def __init__(self, asks_for: int) -> None:
+        super().__init__()
+        self.asks_for = asks_for
+        self.errors: list[float] = []
+
+    def _on_step(self) -> bool:
+        if self.asks_for:
+            contexts = np.full((self.asks_for, 1), 7.0, np.float32)
+            self.model.predict(contexts, deterministic=False)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
+        flat = [
+            torch.from_numpy(given.reshape(-1, given.shape[-1]))
+            for given in (buffer.observations, buffer.actions)
+        ]
+        with torch.no_grad():
+            _, found, _ = self.model.policy.evaluate_actions(*flat)
+        error = found.numpy() - buffer.log_probs.ravel()
+        self.errors.append(float(np.abs(error).max()))
+
+
+@pytest.mark.parametrize("asks_for", [0, 1, 16], ids="asks for {}".format)
+@pytest.mark.parametrize("hold", [2, 8], ids="hold {}".format)
+def test_the_log_probabilities_are_those_of_the_policy_that_acted(asks_for: int, hold: int) -> None:
+    """Also where a callback asks it about others, and in episodes that outlast a rollout."""
+    env = Bandit(16, [0.0], contexts=[-1.0, 1.0], hold=hold)
+    agent = PPOLagrangian(
+        RepeatingPolicy,
+        env,
+        ["constraint_0"],
+        baseline="episode",
+        gamma=0.0,
+        n_steps=4,
+        batch_size=32,
+        learning_rate=0.1,
+        seed=0,
+        policy_kwargs={"net_arch": [8]},
+        device="cpu",
+    )
+    watcher = Watcher(asks_for)
+    agent.learn(6 * 64, callback=watcher)
+    assert len(watcher.errors) == 6
+    assert max(watcher.errors) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["critic", "other policy", "dictionary"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("stable_baselines3")
-pytest.importorskip("sb3_contrib")
+pytest.importorskip("sb3_contrib")  # of the same extra
 
 from sb3_contrib import TQC
 from simple_bandits import Bandit, Chain, DictBandit
@@ -206,23 +206,24 @@ def test_what_is_logged() -> None:
         assert logged[f"train/cost_value_loss_{name}"] > 0.0
 
 
-def test_a_saved_agent_is_loaded_with_critics_and_multipliers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [SACLagrangian, TQCLagrangian])
+def test_a_saved_agent_is_loaded_with_critics_and_multipliers(kind: Any, tmp_path: Path) -> None:
     env = Bandit(8, [0.0, 1.0])
-    agent = make(env, ["constraint_0", "constraint_1"], multiplier=PIDMultiplier(1.0))
+    agent = make(env, ["constraint_0", "constraint_1"], kind, multiplier=PIDMultiplier(1.0))
     agent.learn(128, log_interval=None)
     agent.save(tmp_path / "agent.zip")
     expected = agent.get_parameters()
     assert {"cost_critics", "cost_critics_target", "cost_critics.optimizer"} <= expected.keys()
     for loaded in (
-        SACLagrangian.load(tmp_path / "agent.zip", env, device="cpu"),
+        kind.load(tmp_path / "agent.zip", env, device="cpu"),
         load_agent(tmp_path / "agent.zip", allow_pickle=True),
     ):
-        assert isinstance(loaded, SACLagrangian)
+        assert type(loaded) is kind
         assert loaded.multipliers == agent.multipliers
         for name in ("cost_critics", "cost_critics_target", "policy"):
             for key, value in loaded.get_parameters()[name].items():
                 assert torch.equal(value, expected[name][key])
-    resumed = SACLagrangian.load(tmp_path / "agent.zip", env, device="cpu")
+    resumed = kind.load(tmp_path / "agent.zip", env, device="cpu")
     resumed.learn(64, log_interval=None)
 
 

@@ -466,3 +466,28 @@ def test_a_model_starts_as_a_descent_that_uses_nearly_all_of_its_power() -> None
     assert bool((power < 1.0).all())
     assert bool((power > 0.95).all())
     assert math.isclose(float(streams.abs().square().sum()), 4 * 2 * 0.8, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["burdens", "settings", "pace"])
+def test_a_head_that_has_left_its_bounds_is_led_back(head: str) -> None:
+    """Where all of its outputs are beyond them, a plain clamp would have no gradient."""
+    agent = agent_of()
+    model = agent.network.model
+    assert isinstance(model, StationModel)
+    layer = getattr(model, head)[0]
+    observation = observations(agent, 8)
+    conditions = Conditions.of(agent.system, len(observation), agent.multiplier, agent.priced)
+    H = agent.system.codec.channels(observation)
+    moved = []
+    for far in (-60.0, 60.0):
+        with torch.no_grad():
+            layer.bias.fill_(far)
+        agent.network.zero_grad()
+        outcome = agent.system.transmit(H, agent.network(observation, conditions))
+        (outcome.sum_rate - 5.0 * outcome.sensing.total.sum(-1)).sum().backward()
+        moved.append(layer.bias.grad)
+    # Of what is set for own users, logits of powers have no bounds.
+    bounded = [gradient[2:] if head == "settings" else gradient for gradient in moved]
+    assert any(bool(gradient.any()) for gradient in bounded)
+    for far, gradient in zip((-60.0, 60.0), bounded, strict=True):
+        assert (gradient * far >= 0.0).all()
