@@ -85,8 +85,10 @@ def options_of(name: str) -> dict[str, Any]:
         # How its price is found, and what many starts gain, is the matter of test_network.py.
         price = {"price": 1.0} if name.endswith("-expected") else {}
         return {"num_starts": 6, "refined": 2, **price}
+    if name == "structured-expected":
+        return {"calibration_channels": 8, "num_starts": 4}
     if name.endswith("-expected"):
-        return {"calibration_channels": 8 if name.startswith("structured") else 32}
+        return {"calibration_channels": 32}
     return {"threshold_range": (0.4, 0.6)} if name == "primal-dual-wide" else {}
 
 
