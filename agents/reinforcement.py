@@ -258,9 +258,8 @@ class Reinforcement(SystemPolicy):
                 held = self.settings
                 callbacks.append(DeviationSchedule(held.deviation, held.final_deviation))
             identity = {**self._identify(), "timesteps": total}
-            identity["settings"].pop(
-                "blocks_per_checkpoint"
-            )  # what is learned does not depend on it
+            # What is learned does not depend on it.
+            del identity["settings"]["blocks_per_checkpoint"]
             interval = self.settings.blocks_per_checkpoint
             if self.is_lagrangian:
                 self.model.learn(

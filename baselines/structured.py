@@ -49,8 +49,8 @@ class StructuredSearch(SystemPolicy):
 
     On every channel rate - π·(L_r/ε - 1) is maximised over λ, p and w of
     :mod:`isac_gym.physics.structure`, written as tanh of free numbers, by L-BFGS from several
-    points: a local search, which 16 points leave within 0.1 % of what 32 find. The price π is one
-    for all channels, found where the mean of L_r is ε, on channels drawn from the environment's
+    points: a local search, of which more points find a little more. The price π is one for all
+    channels, found where the mean of L_r is ε, on channels drawn from the environment's
     channel model when first needed. With several cells every station decides as if it were alone,
     and has a price of its own.
 

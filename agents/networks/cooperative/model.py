@@ -49,8 +49,8 @@ _LARGEST: Final = 8.0
 """Bound on the magnitude of logarithms that the network sets."""
 _LARGEST_STATE: Final = 512.0
 """Bound on what messages change in a state. Layers multiply what they hear, so that real numbers
-without a bound can grow from round to round. In networks that have learned they stay below 40 with
-seven stations and below 130 with nineteen."""
+without a bound can grow from round to round; it is far above what networks need that have
+learned."""
 _SCALAR_PACE: Final = 10.0
 """Steps and momenta are few numbers that have far to go: they learn ten times as fast."""
 _LEAST_PRICE: Final = 1e-3
