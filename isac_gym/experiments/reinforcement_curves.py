@@ -6,27 +6,24 @@ import dataclasses
 import functools
 import json
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isac_gym.agents.loading import prepare_agent
 from isac_gym.agents.reinforcement import Reinforcement
-from isac_gym.baselines import JointOracle, StructuredSearch
-from isac_gym.channels import FileChannels, RayleighChannel
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.judging import AgentResult, evaluate
 from isac_gym.evaluation.statistics import over_seeds
 from isac_gym.evaluation.table import Column, Row, Table
-from isac_gym.experiments.base import Experiment, Point, Workspace, check_evaluation_seed, setting
+from isac_gym.experiments.base import Point, Workspace, check_evaluation_seed, setting
 from isac_gym.experiments.by_station import judge_stations
+from isac_gym.experiments.reinforcement_references import BEST_STRUCTURED, Conditioned, Reference
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
 from isac_gym.files import write_atomically
 from isac_gym.learning.progress import TrainingProgress
@@ -38,29 +35,18 @@ __all__ = ["ReinforcementCurves"]
 _MODEL_BASED: Final = "tuned"
 """The name of the agent that learns through the physics, by its preset."""
 _AS_TRAINED: Final = "as trained"
-_BEST_STRUCTURED: Final = "structured-expected"
 _OF_STRUCTURED: Final = "% of structured"
-_RECORDED: Final = "recorded, correlated antennas"
-_SHIFTS: Final[Mapping[str, tuple[Mapping[str, Any], str | None]]] = {
-    "Rician, 5 dB": ({}, "rician"),
-    "Doppler 0.05": ({"doppler": 0.05}, None),
-    "CSI error 0.1": ({"csi_error_variance": 0.1}, None),
-    _RECORDED: ({}, "file"),
-}
-"""Conditions that agents were not trained for: fields of the scenario, and the channel model."""
-_CORRELATION: Final = 0.7
 _SHARES: Final = (80, 90, 95)
 """Percentages of the optimum whose cost in channels is stated."""
 _LEAST_CHANNELS: Final = 1000
 _MARKS_A_DECADE: Final = 6
-_PRICE_CHANNELS: Final = 256
 _TOLERANCE: Final = 0.01
 """Relative excess of ε up to which a mark of a learning curve counts as reached."""
 
 
 @register_experiment("rl", "reinforcement learning: curves, thresholds, shifted conditions")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReinforcementCurves(Experiment):
+class ReinforcementCurves(Conditioned):
     """Agents of reinforcement learning beside one that learns through the physics.
 
     Each is trained with several seeds, and judged as it learns: at channels seen that grow
@@ -82,8 +68,6 @@ class ReinforcementCurves(Experiment):
         agent_settings: Settings of all agents of reinforcement learning to change.
         thresholds: Further values of ε.
         seeds: Number of seeds of the trainings, from 0.
-        channels: Channels of every evaluation.
-        evaluation_seed: Their seed.
     """
 
     agents: tuple[str, ...] = setting(
@@ -106,8 +90,6 @@ class ReinforcementCurves(Experiment):
         only_selects=True,
     )
     seeds: int = setting(5, "Number of seeds, from 0.", minimum=1, only_selects=True)
-    channels: int = setting(1000, "Channels of every evaluation.", minimum=1)
-    evaluation_seed: int = setting(7, "Their seed.", minimum=0)
 
     def points(self) -> list[Point]:
         """Every agent with every seed, then at further thresholds with the first.
@@ -161,7 +143,7 @@ class ReinforcementCurves(Experiment):
         result = evaluate(agent, env, blocks, name=name)
         curve.finish(result, seconds)
         row: dict[str, Any] = {
-            **_state(result, self._find_reference(limit, None)),
+            **_state(result, self.find_reference(limit, None, workspace)),
             "channels_seen": curve.channels[-1],
             "blocks_seen": curve.channels[-1]
             * (agent.blocks_per_channel if is_reinforcement else 1),
@@ -172,97 +154,18 @@ class ReinforcementCurves(Experiment):
         }
         is_structured = is_reinforcement and agent.inner.scenario.control == "structured"
         if is_structured and self.scenario.scheduling == "all":
-            best = self._find_best_structured(limit)
-            row["best_structured"] = best.spectral_efficiency
-            row["best_structured_loss"] = best.constraints["sensing"].mean
+            best = self.find_best_structured(limit, workspace)
+            row["best_structured"] = best.rate
+            row["best_structured_loss"] = best.loss
         if limit == self.scenario.sensing_threshold:
-            for condition in self._conditions:
+            for condition in self.conditions:
                 workspace.say(f"{name}, seed {point['seed']}: {condition}")
-                shifted, blocks = self._shift(condition)
+                shifted, blocks = self.shift(condition)
                 met = evaluate(agent, shifted, blocks, name=name)
-                row["shifted"][condition] = _state(met, self._find_reference(limit, condition))
+                row["shifted"][condition] = _state(
+                    met, self.find_reference(limit, condition, workspace)
+                )
         return row
-
-    @property
-    def _conditions(self) -> list[str]:
-        """The shifts that the scenario can have: it may hold one already."""
-        scenario = self.scenario
-        is_plain = self.channel_model is None and scenario.doppler is None
-        return list(_SHIFTS) if is_plain and scenario.layout == "uniform" else []
-
-    @property
-    def _reference_name(self) -> str:
-        """What agents are set beside."""
-        return "joint-expected" if self.scenario.radar == "learned" else "wmmse"
-
-    @functools.cached_property
-    def _references(self) -> dict[tuple[float, str | None], AgentResult]:
-        return {}
-
-    def _find_reference(self, limit: float, condition: str | None) -> AgentResult:
-        """What agents are set beside: the joint optimum under the constraint on the mean, if any.
-
-        Its price is found on the first of the channels that it is judged on, as agents see them.
-        """
-        held = self._references
-        if (limit, condition) not in held:
-            if condition is None:
-                env = self.make_env(sensing_threshold=limit)
-                blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
-            else:
-                env, blocks = self._shift(condition)
-            if self._reference_name == "joint-expected":
-                searching = JointOracle(env, constraint="expected")
-                seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
-                price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
-                oracle: Any = JointOracle(env, constraint="expected", price=price)
-            else:
-                oracle = prepare_agent(self._reference_name, env).agent
-            held[limit, condition] = evaluate(oracle, env, blocks, name=self._reference_name)
-        return held[limit, condition]
-
-    @functools.cached_property
-    def _best_structured(self) -> dict[float, AgentResult]:
-        return {}
-
-    def _find_best_structured(self, limit: float) -> AgentResult:
-        """The best actions of structured control, with a price found as that of the reference."""
-        held = self._best_structured
-        if limit not in held:
-            env = self.make_env(sensing_threshold=limit)
-            blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
-            price: Any = None
-            if self.scenario.radar == "learned":
-                seen = blocks.estimates.reshape(-1, *blocks.estimates.shape[2:])
-                searching = StructuredSearch(env)
-                price = searching.find_price(torch.from_numpy(seen[:_PRICE_CHANNELS]))
-            best = StructuredSearch(env, price=price)
-            held[limit] = evaluate(best, env, blocks, name=_BEST_STRUCTURED)
-        return held[limit]
-
-    def _shift(self, condition: str) -> tuple[Any, EvaluationSet]:
-        """An environment of a condition, and its channels."""
-        changes, model = _SHIFTS[condition]
-        shifted = dataclasses.replace(self, scenario=self.scenario.replace(**changes))
-        if model == "file":
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "channels.npy"
-                np.save(path, self._record_channels())
-                made = dataclasses.replace(shifted, channel_model=FileChannels(path))
-        else:
-            made = dataclasses.replace(shifted, channel_model=model)
-        env = made.make_env()
-        return env, made.draw_channels(env, self.channels, self.evaluation_seed)
-
-    def _record_channels(self) -> Any:
-        """Rayleigh channels whose antennas are correlated, ρ to the power of their distance."""
-        env = self.make_env()
-        rng = np.random.default_rng(self.evaluation_seed)
-        deployment = env.unwrapped.system.codec.deployment
-        drawn = RayleighChannel().draw(rng, 4 * self.channels, deployment)
-        antennas = np.arange(drawn.shape[-1])
-        correlation = _CORRELATION ** np.abs(antennas[:, None] - antennas)
-        return (drawn @ np.linalg.cholesky(correlation).T).astype(np.complex64)
 
     def tabulate(self, rows: Sequence[Row]) -> Table:
         """A row for each agent, threshold and condition: means over seeds with their intervals."""
@@ -291,7 +194,7 @@ class ReinforcementCurves(Experiment):
                 entry["best structured"] = best
                 entry["best structured L_r"] = found[0]["best_structured_loss"]
             made.append(entry)
-        for condition in self._conditions:
+        for condition in self.conditions:
             for (name, limit), found in by_agent.items():
                 if limit == own:
                     met = [row["shifted"][condition] for row in found]
@@ -327,8 +230,8 @@ class ReinforcementCurves(Experiment):
                 ),
             ],
             caption="± 95 % interval over seeds; % of optimum: of "
-            f"{self._reference_name} on the same channels, whatever L_r is; {_OF_STRUCTURED}: "
-            f"of {_BEST_STRUCTURED}; channels to: seen, as a median over seeds, when the rate was "
+            f"{self.reference_name} on the same channels, whatever L_r is; {_OF_STRUCTURED}: "
+            f"of {BEST_STRUCTURED}; channels to: seen, as a median over seeds, when the rate was "
             f"that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
         )
 
@@ -352,9 +255,9 @@ class ReinforcementCurves(Experiment):
             points = sorted((row["mean L_r"], row["bit/s/Hz"]) for row in of_agent)
             front.plot(*zip(*points, strict=True), f"{marker}-", color=colour, label=name)
         optimum = sorted({(row["reference L_r"], row["reference"]) for row in trained})
-        front.plot(*zip(*optimum, strict=True), "k*--", label=self._reference_name)
+        front.plot(*zip(*optimum, strict=True), "k*--", label=self.reference_name)
         levels = [
-            (rates, table.settings["optimum"], self._reference_name, "--"),
+            (rates, table.settings["optimum"], self.reference_name, "--"),
             (losses, own, "ε", "--"),
         ]
         best = {
@@ -362,7 +265,7 @@ class ReinforcementCurves(Experiment):
             for row in trained
             if row["ε"] == own and "best structured" in row
         }
-        levels += [(rates, level, _BEST_STRUCTURED, ":") for level in best]
+        levels += [(rates, level, BEST_STRUCTURED, ":") for level in best]
         for axes, level, text, style in levels:
             axes.axhline(level, color="0.4", ls=style, lw=1, label=text)
         for axes, label in ((rates, "spectral efficiency (bit/s/Hz)"), (losses, "mean L_r")):
@@ -475,14 +378,14 @@ class _Curve:
         return max(_LEAST_CHANNELS, last * 10 ** (1 / _MARKS_A_DECADE))
 
 
-def _state(result: AgentResult, reference: AgentResult) -> dict[str, Any]:
+def _state(result: AgentResult, reference: Reference) -> dict[str, Any]:
     """Rate and sensing loss, and how far the rate is from a reference's on the same channels."""
     return {
         "rate": result.spectral_efficiency,
         "loss": result.constraints["sensing"].mean,
-        "reference": reference.spectral_efficiency,
-        "reference_loss": reference.constraints["sensing"].mean,
-        "difference": float((result.sum_rates - reference.sum_rates).mean()),
+        "reference": reference.rate,
+        "reference_loss": reference.loss,
+        "difference": float((result.sum_rates - reference.rates).mean()),
     }
 
 

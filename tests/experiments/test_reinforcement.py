@@ -24,8 +24,9 @@ from isac_gym.baselines import WMMSE, JointOracle, StructuredSearch
 from isac_gym.channels import RayleighChannel, RicianChannel
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
 from isac_gym.evaluation import compare, evaluation_set
-from isac_gym.experiments import Workspace, run_experiment
+from isac_gym.experiments import Workspace, reinforcement_references, run_experiment
 from isac_gym.experiments.reinforcement_curves import ReinforcementCurves, _Curve, _find_cost
+from isac_gym.experiments.reinforcement_references import Reference
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
 from isac_gym.scenario import Scenario
 
@@ -201,15 +202,36 @@ def test_agents_are_carried_unchanged_to_other_conditions() -> None:
 
 def test_the_reference_of_a_learned_radar_is_the_joint_optimum_on_the_mean() -> None:
     experiment = make_curves()
-    found = experiment._find_reference(SCENARIO.sensing_threshold, None)
+    found = experiment.find_reference(SCENARIO.sensing_threshold, None, Workspace())
     env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
     blocks = evaluation_set(SCENARIO, RayleighChannel(), 8, 7)
     searching = JointOracle(env, constraint="expected")
     price = searching.find_price(torch.from_numpy(blocks.channels[:, 0]))
     oracle = JointOracle(env, constraint="expected", price=price)
     expected = compare({"it": oracle}, env, channels=8, seed=7)["it"]
-    assert found.spectral_efficiency == pytest.approx(expected.spectral_efficiency, rel=1e-5)
-    assert found.constraints["sensing"].mean <= SCENARIO.sensing_threshold * 1.001
+    assert found.rate == pytest.approx(expected.spectral_efficiency, rel=1e-5)
+    assert found.loss <= SCENARIO.sensing_threshold * 1.001
+
+
+def test_references_are_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
+    def find(limit: float, channels: int = 8) -> Reference:
+        experiment = ReinforcementCurves(
+            scenario=SCENARIO.replace(control="power", radar="fixed"), channels=channels
+        )
+        return experiment.find_reference(limit, None, Workspace(tmp_path))
+
+    own = SCENARIO.sensing_threshold
+    found, _, longer = find(own), find(0.25), find(own, 16)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert longer.rates.shape == (16, 1)
+    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO.replace(control="power", radar="fixed"))
+    expected = compare({"it": WMMSE(env)}, env, channels=8, seed=7)["it"]
+    np.testing.assert_allclose(found.rates, expected.sum_rates, rtol=1e-6)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reinforcement_references, "evaluate", None)
+        again = find(own)
+    np.testing.assert_array_equal(again.rates, found.rates)
+    assert again.loss == found.loss
 
 
 def test_structured_control_is_set_beside_what_its_numbers_allow(tmp_path: Path) -> None:
@@ -259,8 +281,8 @@ def test_the_cost_of_a_share_needs_the_constraint_as_well() -> None:
 
 
 def test_a_scenario_with_a_channel_model_of_its_own_is_not_shifted() -> None:
-    assert len(make_curves()._conditions) == 4
-    assert ReinforcementCurves(scenario=SCENARIO.replace(doppler=0.1))._conditions == []
+    assert len(make_curves().conditions) == 4
+    assert ReinforcementCurves(scenario=SCENARIO.replace(doppler=0.1)).conditions == []
 
 
 def test_a_search_that_was_killed_anywhere_goes_on(
