@@ -271,7 +271,8 @@ def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
         "batch_size": trial.suggest_categorical("batch_size", [256, 512, 1024, 2048]),
         "gradient_steps": trial.suggest_categorical("gradient_steps", [1, 4, 8, 16]),
-        "width": trial.suggest_categorical("width", [32, 48, 64, 128]),
+        "width": trial.suggest_categorical("width", [16, 32, 48, 64]),
+        "rounds": trial.suggest_int("rounds", 1, 2),
     }
     if algorithm == "td3":
         found["deviation"] = trial.suggest_float("deviation", 0.02, 0.3, log=True)

@@ -71,22 +71,9 @@ class ActionCostCritics(nn.Module):
     def __init__(self, policy: BasePolicy, num_constraints: int, learning_rate: float) -> None:
         super().__init__()
         kept: Any = policy
-        self.networks = nn.ModuleList()
-        for _ in range(num_constraints):
-            extractor = kept.make_features_extractor()
-            self.networks.append(
-                ContinuousCritic(
-                    kept.observation_space,
-                    kept.action_space,
-                    net_arch=kept.critic_kwargs["net_arch"],
-                    features_extractor=extractor,
-                    features_dim=extractor.features_dim,
-                    activation_fn=kept.activation_fn,
-                    normalize_images=kept.normalize_images,
-                    n_critics=1,
-                    share_features_extractor=False,
-                )
-            )
+        # As above.
+        make = getattr(policy, "make_cost_critic", None) or partial(_make_cost_critic, policy)
+        self.networks = nn.ModuleList(make() for _ in range(num_constraints))
         self.to(kept.device)
         self.optimizer = kept.optimizer_class(
             self.parameters(), lr=learning_rate, **kept.optimizer_kwargs
@@ -95,3 +82,18 @@ class ActionCostCritics(nn.Module):
     def forward(self, observations: Any, actions: Tensor) -> Tensor:
         """Values of n actions in n observations, (n, m)."""
         return torch.cat([network(observations, actions)[0] for network in self.networks], dim=1)
+
+
+def _make_cost_critic(policy: Any) -> ContinuousCritic:
+    extractor = policy.make_features_extractor()
+    return ContinuousCritic(
+        policy.observation_space,
+        policy.action_space,
+        net_arch=policy.critic_kwargs["net_arch"],
+        features_extractor=extractor,
+        features_dim=extractor.features_dim,
+        activation_fn=policy.activation_fn,
+        normalize_images=policy.normalize_images,
+        n_critics=1,
+        share_features_extractor=False,
+    )

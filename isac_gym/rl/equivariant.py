@@ -31,9 +31,13 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "NetworkValue",
+    "UserActions",
     "UserExtractor",
     "UserLayer",
     "UserPolicy",
+    "check_extractor",
+    "count_kinds",
     "describe_extractor",
     "make_policy_kwargs",
 ]
@@ -101,6 +105,7 @@ class UserExtractor(BaseFeaturesExtractor):
         scenario: Its scenario, as plain JSON types; it says how the features are laid out.
         width: Length w of what is known of a user.
         rounds: Rounds.
+        given: Numbers of every own user that are given beside the features.
 
     Returns of a call: Tensor (n, J·K·w), station after station and user after user.
     """
@@ -111,14 +116,15 @@ class UserExtractor(BaseFeaturesExtractor):
         scenario: dict[str, Any],
         width: int = 64,
         rounds: int = 2,
+        given: int = 0,
     ) -> None:
         found = Scenario.from_dict(scenario)
         users = found.num_cells * found.num_users
         super().__init__(observation_space, users * width)
         self.layout = FeatureLayout.of(found)
-        self.cells, self.width = found.num_cells, width
+        self.cells, self.users, self.width = found.num_cells, users, width
         of_user, of_pair = len(self.layout.user_names), len(self.layout.pair_names)
-        self.enter = nn.Linear(of_user + 1, width)
+        self.enter = nn.Linear(of_user + 1 + given, width)
         # The first layer of what is said, in two parts: of a user, and of a pair.
         self.tell_user = nn.ModuleList(nn.Linear(width, width) for _ in range(rounds))
         self.tell_pair = nn.ModuleList(nn.Linear(of_pair, width, bias=False) for _ in range(rounds))
@@ -127,16 +133,25 @@ class UserExtractor(BaseFeaturesExtractor):
             for _ in range(rounds)
         )
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """What is known of own users, (n, J·K·w)."""
-        return torch.cat([self._read(part) for part in observations.split(_PART)])
+    def forward(self, observations: Tensor, given: Tensor | None = None) -> Tensor:
+        """What is known of own users, (n, J·K·w).
 
-    def _read(self, observations: Tensor) -> Tensor:
+        Args:
+            observations: The features, (n, N).
+            given: What is given beside them, (n, J, K, ·).
+        """
+        if given is None:
+            given = observations.new_empty(len(observations), self.cells, self.layout.own_users, 0)
+        parts = zip(observations.split(_PART), given.split(_PART), strict=True)
+        return torch.cat([self._read(*part) for part in parts])
+
+    def _read(self, observations: Tensor, given: Tensor) -> Tensor:
         layout = self.layout
         users, pairs = layout.split(observations.unflatten(-1, (self.cells, layout.size)))
-        is_own = torch.zeros(layout.all_users, 1, device=users.device, dtype=users.dtype)
-        is_own[: layout.own_users] = 1.0
-        whole = torch.cat([users, is_own.expand(*users.shape[:-1], 1)], -1)
+        # Of own users alone: 1, and what is given.
+        own = nn.functional.pad(given, (1, 0), value=1.0)
+        own = nn.functional.pad(own, (0, 0, 0, layout.all_users - layout.own_users))
+        whole = torch.cat([users, own], -1)
         states = nn.functional.silu(self.enter(whole))
         sizes = [layout.own_users, layout.all_users - layout.own_users]
         for user, pair, think in zip(self.tell_user, self.tell_pair, self.think, strict=True):
@@ -173,28 +188,72 @@ class _UserHeads(nn.Module):
         return self.forward_actor(features), self.forward_critic(features)
 
 
-class _UserActions(nn.Module):
-    """Numbers of every user in the order of an action: station after station, kind after kind."""
+class UserActions(nn.Module):
+    """Numbers of every user in the order of an action: station after station, kind after kind.
+
+    They begin in the middle of the box, whatever is seen.
+    """
 
     def __init__(self, hidden: int, kinds: int, cells: int) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden, kinds)
         self.cells = cells
+        with torch.no_grad():
+            self.linear.weight *= 0.01
+            self.linear.bias.zero_()
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Actions (n, A) of what is known of every user, (n, J·K, w)."""
         numbers = self.linear(latent).unflatten(1, (self.cells, -1))
         return numbers.mT.flatten(1)  # type: ignore[no-any-return]
 
 
-class _NetworkValue(nn.Module):
-    """One value of all users: the sum of what each contributes."""
+class NetworkValue(nn.Module):
+    """Values of all users together, (n, m): the sum of what each contributes."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, outputs: int = 1) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden, 1)
+        self.linear = nn.Linear(hidden, outputs)
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Values (n, m) of what is known of every user, (n, J·K, w)."""
         return self.linear(latent).sum(-2)  # type: ignore[no-any-return]
+
+
+def check_extractor(extractor: Any, kind: type[UserExtractor], maker: str) -> UserExtractor:
+    """The extractor of a policy, if it is of a class.
+
+    Args:
+        extractor: The extractor.
+        kind: The class.
+        maker: Name of the function that makes the arguments of one.
+
+    Raises:
+        ValueError: If it is of another class.
+    """
+    if not isinstance(extractor, kind):
+        raise not_allowed(
+            "features_extractor_class",
+            type(extractor).__name__,
+            f"{kind.__name__}, as {maker}(env) gives it",
+        )
+    return extractor
+
+
+def count_kinds(action_space: spaces.Space[Any], users: int) -> int:
+    """Numbers that are set for every user.
+
+    Args:
+        action_space: The space of actions.
+        users: Own users of all stations.
+
+    Raises:
+        ValueError: If actions are not the same numbers for every user.
+    """
+    numbers = int(action_space.shape[0])  # type: ignore[index]
+    if numbers % users:
+        raise not_allowed("action_space", action_space, f"some numbers for each of {users} users")
+    return numbers // users
 
 
 class UserPolicy(RepeatingPolicy):
@@ -230,30 +289,22 @@ class UserPolicy(RepeatingPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        extractor = self.features_extractor
-        if not isinstance(extractor, self.extractor_class):
-            raise not_allowed(
-                "features_extractor_class",
-                type(extractor).__name__,
-                f"{self.extractor_class.__name__}, as {self.arguments_from}(env) gives it",
-            )
+        extractor = check_extractor(
+            self.features_extractor, self.extractor_class, self.arguments_from
+        )
         kinds = self._count_kinds(extractor)
         self._width = extractor.width
-        actions = _UserActions(extractor.width, kinds, extractor.cells)
+        actions = UserActions(extractor.width, kinds, extractor.cells)
         # What the base class calls by these names is not of its own classes here.
         heads = _UserHeads(self._make_actor(), self._make_critic_head(), extractor.width)
         parts: dict[str, nn.Module] = {
             "mlp_extractor": heads,
             "action_net": actions,
-            "value_net": _NetworkValue(extractor.width),
+            "value_net": NetworkValue(extractor.width),
         }
         for name, part in parts.items():
             setattr(self, name, part)
         self._make_deviations(extractor, kinds)
-        with torch.no_grad():
-            # So that it begins in the middle of the box, whatever it sees.
-            actions.linear.weight *= 0.01
-            actions.linear.bias.zero_()
         make_optimiser: Any = self.optimizer_class
         self.optimizer = make_optimiser(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
@@ -261,13 +312,7 @@ class UserPolicy(RepeatingPolicy):
 
     def _count_kinds(self, extractor: UserExtractor) -> int:
         """Numbers that are set for every user."""
-        users = extractor.cells * extractor.layout.own_users
-        numbers = int(self.action_space.shape[0])  # type: ignore[index]
-        if numbers % users:
-            raise not_allowed(
-                "action_space", self.action_space, f"some numbers for each of {users} users"
-            )
-        return numbers // users
+        return count_kinds(self.action_space, extractor.users)
 
     def _make_actor(self) -> nn.Module:
         """What the actor makes of what the extractor gives."""
@@ -288,7 +333,7 @@ class UserPolicy(RepeatingPolicy):
 
     def _chain_critic(self, extractor: nn.Module) -> nn.Module:
         width = self._width
-        return nn.Sequential(extractor, UserLayer(width), _NetworkValue(width))
+        return nn.Sequential(extractor, UserLayer(width), NetworkValue(width))
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         mean = self.action_net(latent_pi)

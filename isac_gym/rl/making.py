@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from torch import nn
 
 from isac_gym.rl.equivariant import UserPolicy, make_policy_kwargs
+from isac_gym.rl.equivariant_off_policy import UserSACPolicy, UserTD3Policy
 from isac_gym.rl.multipliers import PIDMultiplier
 from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.precoding import PrecoderPolicy, make_precoder_kwargs
@@ -69,7 +70,15 @@ def make_model(
             "reseed_rollouts": True,
         }
     if algorithm in ("ppo", "ppo-lagrangian"):
-        policy, policy_kwargs = _choose_policy(envs, settings)
+        policy, policy_kwargs = _choose_policy(
+            envs,
+            settings,
+            {
+                "features": (UserPolicy, make_policy_kwargs),
+                "precoders": (PrecoderPolicy, make_precoder_kwargs),
+            },
+            RepeatingPolicy,
+        )
         kind: Any = PPOLagrangian if is_lagrangian else PPO
         if holds_channels(algorithm, settings):
             common["baseline"] = "episode"
@@ -89,8 +98,15 @@ def make_model(
             policy_kwargs={**policy_kwargs, "log_std_init": math.log(settings.deviation)},
             **common,
         )
-    others = {"sac": SAC, "td3": TD3, "sac-lagrangian": SACLagrangian}
-    kind = others[algorithm] if algorithm in others else _load_tqc(is_lagrangian)
+    others = {
+        "sac": (SAC, UserSACPolicy),
+        "td3": (TD3, UserTD3Policy),
+        "sac-lagrangian": (SACLagrangian, UserSACPolicy),
+    }
+    kind, of_users = others[algorithm] if algorithm in others else _load_tqc(is_lagrangian)
+    policy, policy_kwargs = _choose_policy(
+        envs, settings, {"features": (of_users, make_policy_kwargs)}, "MlpPolicy"
+    )
     if algorithm == "td3":  # whose policy explores by nothing else
         size = envs.action_space.shape[0]
         spread = settings.deviation * np.ones(size)
@@ -98,29 +114,41 @@ def make_model(
     if is_lagrangian:  # as often as on-policy algorithms step them
         common["multiplier_interval"] = settings.num_envs * settings.rollout_length
     return kind(
-        "MlpPolicy",
+        policy,
         envs,
         gradient_steps=settings.gradient_steps,
         train_freq=1,
         learning_starts=8 * envs.num_envs,
-        policy_kwargs={"net_arch": [2 * settings.width] * 2, "activation_fn": nn.SiLU},
+        policy_kwargs=policy_kwargs,
         **common,
     )
 
 
-def _choose_policy(envs: Any, settings: ReinforcementSettings) -> tuple[Any, dict[str, Any]]:
+def _choose_policy(
+    envs: Any,
+    settings: ReinforcementSettings,
+    of_users: Mapping[str, tuple[Any, Any]],
+    of_none: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """A policy and its arguments.
+
+    Args:
+        envs: The environments.
+        settings: The settings.
+        of_users: The policies that are the same for every user, with what makes their arguments:
+            by ``"features"`` that which sees them, by ``"precoders"`` that which sets precoders.
+        of_none: The policy of a fully connected network.
+    """
     scenario = find_system(envs.envs).scenario
-    if settings.policy == "users":
-        kinds: list[tuple[Any, Any, bool]] = [
-            (UserPolicy, make_policy_kwargs, scenario.observation == "features"),
-            (PrecoderPolicy, make_precoder_kwargs, scenario.control == "beamforming"),
-        ]
-        for policy, make_kwargs, is_suitable in kinds:
-            if is_suitable:
-                chosen = make_kwargs(envs.envs, settings.width, settings.rounds)
-                return policy, {**chosen, "share_features_extractor": settings.shares_extractor}
-    sizes = [2 * settings.width] * 2
-    return RepeatingPolicy, {"net_arch": sizes, "activation_fn": nn.SiLU}
+    suitable = {
+        "features": scenario.observation == "features",
+        "precoders": scenario.control == "beamforming",
+    }
+    for name, (policy, make_kwargs) in of_users.items():
+        if settings.policy == "users" and suitable[name]:
+            chosen = make_kwargs(envs.envs, settings.width, settings.rounds)
+            return policy, {**chosen, "share_features_extractor": settings.shares_extractor}
+    return of_none, {"net_arch": [2 * settings.width] * 2, "activation_fn": nn.SiLU}
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:
@@ -131,8 +159,8 @@ def _fall(first: float, last: float) -> Callable[[float], float]:
     return lambda remaining: last + (first - last) * max(0.0, remaining)
 
 
-def _load_tqc(is_lagrangian: bool) -> Any:
-    """TQC, imported only where it is asked for: those without sb3-contrib use the others."""
-    from isac_gym.rl.tqc import TQC, TQCLagrangian
+def _load_tqc(is_lagrangian: bool) -> tuple[Any, Any]:
+    """TQC and its policy, imported only where asked for: those without sb3-contrib use others."""
+    from isac_gym.rl.tqc import TQC, TQCLagrangian, UserTQCPolicy
 
-    return TQCLagrangian if is_lagrangian else TQC
+    return (TQCLagrangian if is_lagrangian else TQC), UserTQCPolicy

@@ -78,13 +78,13 @@ class ChannelExtractor(UserExtractor):
         if keeps_channels:
             self._features_dim += self.outer.codec.observation_size
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor, given: Tensor | None = None) -> Tensor:
         """What is known of own users, and the observations themselves."""
         outer, inner = self.outer.on(observations.device), self.inner.on(observations.device)
         self.outer, self.inner = outer, inner
         with torch.no_grad():
             features = inner.codec.describe_channels(outer.codec.channels(observations))
-        known = super().forward(features)
+        known = super().forward(features, given)
         return torch.cat([known, observations], -1) if self.keeps_channels else known
 
 
@@ -128,8 +128,7 @@ class PrecoderPolicy(UserPolicy):
 
     def _count_kinds(self, extractor: UserExtractor) -> int:
         assert isinstance(extractor, ChannelExtractor)
-        users = extractor.cells * extractor.layout.own_users
-        return extractor.inner.codec.action_size // users
+        return extractor.inner.codec.action_size // extractor.users
 
     def _make_actor(self) -> nn.Module:
         return _ChannelActor(self._width, self._known)
@@ -140,7 +139,7 @@ class PrecoderPolicy(UserPolicy):
     @property
     def _known(self) -> int:
         extractor = self.features_extractor
-        return extractor.cells * extractor.layout.own_users * extractor.width
+        return extractor.users * extractor.width
 
     def _make_deviations(self, extractor: UserExtractor, kinds: int) -> None:
         assert isinstance(extractor, ChannelExtractor)

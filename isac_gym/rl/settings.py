@@ -57,13 +57,14 @@ class ReinforcementSettings:
         final_deviation: The same at the end. It falls with the logarithm's straight line, so that
             what was learned with noise holds for the policy without.
         gradient_steps: Gradient steps after each step of the environments; others.
-        policy: ``"users"``: the same network for every user, where the algorithm is on-policy and
-            observations are features (:mod:`isac_gym.rl.equivariant`) or actions are precoders
-            (:mod:`isac_gym.rl.precoding`); ``"mlp"``: fully connected.
+        policy: ``"users"``: the same network for every user, where observations are features
+            (:mod:`isac_gym.rl.equivariant` and :mod:`isac_gym.rl.equivariant_off_policy`), or the
+            algorithm is on-policy and actions are precoders (:mod:`isac_gym.rl.precoding`);
+            ``"mlp"``, and everywhere else: fully connected.
         width: Width of its layers.
         rounds: Rounds in which users are told of each other; the policy ``"users"``.
         shares_extractor: Whether policy and critic read observations by the same layers; the policy
-            ``"users"``.
+            ``"users"`` of on-policy algorithms.
         value_weight: Weight of the critic's loss beside the policy's; on-policy algorithms.
         multiplier_step: Step size of the multipliers after a rollout, in bit/s/Hz; Lagrangian
             algorithms.

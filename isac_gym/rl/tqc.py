@@ -6,15 +6,24 @@ import torch
 from torch import Tensor
 
 from isac_gym.rl.buffers import ConstrainedSamples
+from isac_gym.rl.equivariant_off_policy import UserActorCritic
 from isac_gym.rl.sac import OffPolicyLagrangian
 
 try:
     from sb3_contrib import TQC
     from sb3_contrib.common.utils import quantile_huber_loss
+    from sb3_contrib.tqc.policies import TQCPolicy
 except ImportError as error:
     raise ImportError("TQC needs sb3-contrib: pip install 'isac-gym[rl]'") from error
 
-__all__ = ["TQC", "TQCLagrangian"]
+__all__ = ["TQC", "TQCLagrangian", "UserTQCPolicy"]
+
+
+class UserTQCPolicy(UserActorCritic, TQCPolicy):
+    """A policy of TQC that is the same for every user.
+
+    See :class:`~isac_gym.rl.equivariant_off_policy.UserActorCritic`.
+    """
 
 
 class TQCLagrangian(OffPolicyLagrangian, TQC):

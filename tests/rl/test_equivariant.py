@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from direct_model import SMALL
-from torch import Tensor
+from small_features import FEATURES, ORDER, draw_features, turn_actions
 
 pytest.importorskip("stable_baselines3")
 
@@ -18,9 +18,7 @@ from stable_baselines3 import PPO
 from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.rl.critics import CostCritics
 from isac_gym.rl.equivariant import UserExtractor, UserPolicy, make_policy_kwargs
-from isac_gym.system.features import FeatureLayout
 
-FEATURES = {**SMALL, "control": "structured", "observation": "features"}
 MODES: list[dict[str, Any]] = [
     {},
     {"radar": "fixed"},
@@ -48,36 +46,20 @@ def policy_of(width: int = 8, **changes: Any) -> UserPolicy:
     return policy
 
 
-def features_of(layout: FeatureLayout, batch: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    users, pairs = len(layout.user_names), len(layout.pair_names)
-    return (
-        torch.rand(batch, layout.all_users, users, generator=generator),
-        torch.rand(batch, layout.own_users, layout.all_users, pairs, generator=generator),
-    )
-
-
-def join(users: Tensor, pairs: Tensor) -> Tensor:
-    return torch.cat([users.flatten(1), pairs.flatten(1)], -1)
-
-
 @pytest.mark.parametrize("mode", MODES[:4], ids=str)
 def test_users_in_another_order_have_the_same_numbers_in_that_order(mode: dict[str, Any]) -> None:
     policy = policy_of(**mode)
     extractor = policy.features_extractor
     assert isinstance(extractor, UserExtractor)
-    users, pairs = features_of(extractor.layout, 4)
-    order = [2, 0, 1]
+    features, turned = (draw_features(extractor.layout, 4, order) for order in (None, ORDER))
     with torch.no_grad():
-        means = policy.get_distribution(join(users, pairs)).distribution.mean
-        values = policy.predict_values(join(users, pairs))
-        turned = join(users[:, order], pairs[:, order][:, :, order])
+        means = policy.get_distribution(features).distribution.mean
+        values = policy.predict_values(features)
         other = policy.get_distribution(turned).distribution.mean
         other_values = policy.predict_values(turned)
-    by_user = means.unflatten(1, (-1, 3))
-    torch.testing.assert_close(other.unflatten(1, (-1, 3)), by_user[..., order])
+    torch.testing.assert_close(other, turn_actions(means, ORDER))
     torch.testing.assert_close(other_values, values)
-    assert float(by_user.std(-1).min()) > 1e-3
+    assert float(means.unflatten(1, (-1, 3)).std(-1).min()) > 1e-3
 
 
 def test_every_station_is_decided_by_its_own_features() -> None:
@@ -118,16 +100,14 @@ def test_another_critic_is_as_indifferent_to_the_order() -> None:
     policy = policy_of()
     extractor = policy.features_extractor
     assert isinstance(extractor, UserExtractor)
-    users, pairs = features_of(extractor.layout, 4)
-    order = [2, 0, 1]
+    features, turned = (draw_features(extractor.layout, 4, order) for order in (None, ORDER))
     critic = policy.make_critic()
     with torch.no_grad():
-        value = critic(join(users, pairs))
-        turned = critic(join(users[:, order], pairs[:, order][:, :, order]))
+        value, other = critic(features), critic(turned)
     assert value.shape == (4, 1)
-    torch.testing.assert_close(turned, value)
+    torch.testing.assert_close(other, value)
     critics = CostCritics(policy, 2, 1e-3)
-    assert critics(join(users, pairs)).shape == (4, 2)
+    assert critics(features).shape == (4, 2)
 
 
 def test_it_learns_with_ppo() -> None:
