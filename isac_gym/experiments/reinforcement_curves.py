@@ -182,7 +182,8 @@ class ReinforcementCurves(Conditioned):
                 "blocks": float(np.mean([row["blocks_seen"] for row in found])),
                 "seconds": float(np.mean([row["training_seconds"] for row in found])),
                 **{
-                    f"channels to {share} %": _find_cost(found, share / 100 * reference, limit)
+                    f"{what} to {share} %": _find_cost(found, share / 100 * reference, limit, what)
+                    for what in ("channels", "seconds")
                     for share in _SHARES
                 },
                 "curves": [row["curve"] for row in found],
@@ -200,12 +201,6 @@ class ReinforcementCurves(Conditioned):
                     met = [row["shifted"][condition] for row in found]
                     made.append(_summarise(name, limit, condition, met))
         settings = {**self.settings(), "optimum": self._state_reference(rows)}
-        columns = (
-            "channels",
-            "blocks",
-            "seconds",
-            *(f"channels to {share} %" for share in _SHARES),
-        )
         return Table(
             f"Reinforcement learning: {self.seeds} seeds, {self.channels} channels, seed "
             f"{self.evaluation_seed}",
@@ -226,13 +221,17 @@ class ReinforcementCurves(Conditioned):
                 ),
                 *(
                     Column(heading, functools.partial(_show, name=heading, digits=0))
-                    for heading in columns
+                    for heading in ("channels", "blocks", "seconds")
+                ),
+                *(
+                    Column(f"to {share} %", functools.partial(_show_cost, share=share))
+                    for share in _SHARES
                 ),
             ],
             caption="± 95 % interval over seeds; % of optimum: of "
             f"{self.reference_name} on the same channels, whatever L_r is; {_OF_STRUCTURED}: "
-            f"of {BEST_STRUCTURED}; channels to: seen, as a median over seeds, when the rate was "
-            f"that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
+            f"of {BEST_STRUCTURED}; to: channels seen and time, as medians over seeds, when the "
+            f"rate was that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
         )
 
     def _state_reference(self, rows: Sequence[Row]) -> float:
@@ -406,25 +405,40 @@ def _summarise(name: str, limit: float, condition: str, rows: Sequence[Row]) -> 
     }
 
 
-def _find_cost(rows: Sequence[Row], rate: float, limit: float) -> float:
-    """Channels seen until a rate was had with ε kept, the median over seeds; infinite if never."""
+def _find_cost(rows: Sequence[Row], rate: float, limit: float, what: str) -> float:
+    """Channels seen, or seconds of training, until a rate was had with ε kept.
+
+    Returns:
+        The median over seeds; infinite if that never came.
+    """
     found = []
     for row in rows:
         curve = row["curve"]
-        marks = zip(curve["channels"], curve["rates"], curve["losses"], strict=True)
+        marks = zip(curve[what], curve["rates"], curve["losses"], strict=True)
         kept = (
-            seen
-            for seen, reached, loss in marks
+            spent
+            for spent, reached, loss in marks
             if reached >= rate and loss <= (1.0 + _TOLERANCE) * limit
         )
         found.append(next(kept, math.inf))
     return float(np.median(found))
 
 
+def _show_cost(row: Row, share: int) -> str:
+    """Channels and seconds to a share of the optimum; nothing where it is not asked for."""
+    channels = row.get(f"channels to {share} %")
+    if channels is None:
+        return ""
+    if math.isinf(channels):
+        return "–"
+    seconds = row[f"seconds to {share} %"]
+    return f"{channels:,.0f} in {seconds:.0f} s"
+
+
 def _show(row: Row, name: str, digits: int) -> str:
     value = row.get(name, math.nan)
     if not math.isfinite(value):
-        return "–" if math.isinf(value) else ""
+        return ""
     half = row.get(f"± {name}", 0.0)
     spread = f" ± {half:.{digits}f}" if 0.0 < half < math.inf else ""
     return f"{value:,.{digits}f}{spread}"

@@ -25,7 +25,12 @@ from isac_gym.channels import RayleighChannel, RicianChannel
 from isac_gym.envs.wrappers.penalty import find_penalty_weight
 from isac_gym.evaluation import compare, evaluation_set
 from isac_gym.experiments import Workspace, reinforcement_references, run_experiment
-from isac_gym.experiments.reinforcement_curves import ReinforcementCurves, _Curve, _find_cost
+from isac_gym.experiments.reinforcement_curves import (
+    ReinforcementCurves,
+    _Curve,
+    _find_cost,
+    _show_cost,
+)
 from isac_gym.experiments.reinforcement_references import Reference
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
 from isac_gym.scenario import Scenario
@@ -274,10 +279,21 @@ def test_recorded_channels_have_correlated_antennas() -> None:
 
 
 def test_the_cost_of_a_share_needs_the_constraint_as_well() -> None:
-    curve = {"channels": [1, 2, 3, 4], "rates": [9, 9, 9, 8], "losses": [0.2, 0.13, 0.12, 0.12]}
-    assert _find_cost([{"curve": curve}], 8.5, 0.12) == 3
-    assert _find_cost([{"curve": curve}], 8.5, 0.13) == 2
-    assert math.isinf(_find_cost([{"curve": curve}], 9.5, 0.12))
+    curve = {
+        "channels": [1, 2, 3, 4],
+        "seconds": [0.1, 0.2, 0.3, 0.4],
+        "rates": [9, 9, 9, 8],
+        "losses": [0.2, 0.13, 0.12, 0.12],
+    }
+    rows = [{"curve": curve}]
+    assert _find_cost(rows, 8.5, 0.12, "channels") == 3
+    assert _find_cost(rows, 8.5, 0.12, "seconds") == 0.3
+    assert _find_cost(rows, 8.5, 0.13, "channels") == 2
+    assert math.isinf(_find_cost(rows, 9.5, 0.12, "channels"))
+    row = {"channels to 80 %": 1234.0, "seconds to 80 %": 2.6}
+    assert _show_cost(row, 80) == "1,234 in 3 s"
+    assert _show_cost({"channels to 80 %": math.inf, "seconds to 80 %": math.inf}, 80) == "–"
+    assert _show_cost({}, 80) == ""
 
 
 def test_a_scenario_with_a_channel_model_of_its_own_is_not_shifted() -> None:
