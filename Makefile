@@ -29,7 +29,7 @@ compare: $(STAMP) ## train and compare agents and baselines on one set of channe
 
 # One thread a process: test workers whose torch threads compete for the cores are many times slower.
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(STAMP) ## check style, types and layers
 	$(BIN)/ruff check .

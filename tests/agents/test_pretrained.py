@@ -80,12 +80,12 @@ def test_the_wide_one_warns_outside_its_range() -> None:
 @pytest.mark.slow
 def test_the_distributed_one_needs_no_more_for_its_scenario_and_talking_pays() -> None:
     env = gym.make("ISAC-MISO-v0", scenario="three-cells", intercell_gain=0.3)
-    blocks = evaluation_set(env.unwrapped.scenario, env.unwrapped.channel_model, 128, 3)  # type: ignore[attr-defined]
+    blocks = evaluation_set(env.unwrapped.scenario, env.unwrapped.channel_model, 96, 3)  # type: ignore[attr-defined]
     agent = load_agent("pretrained:distributed", env)
     rates = []
     for bits in (0, 8, 32):
         agent.message_bits = bits
-        agent.calibrate(256)
+        agent.calibrate(128)
         result = evaluate(agent, env, blocks)
         assert result.constraints["sensing"].worst_mean <= 1.03 * 0.12
         rates.append(result.spectral_efficiency)

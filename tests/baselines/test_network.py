@@ -121,7 +121,7 @@ def test_stations_that_exchange_messages_are_not_better_on_any_channel() -> None
     """On channels where a search from few starts ends up to 2 % of the mean below them."""
     env = gym.make("ISAC-MISO-v0", scenario="three-cells", intercell_gain=0.3)
     blocks = evaluation_set(env.unwrapped.scenario, env.unwrapped.channel_model, 200, 7)
-    channels = torch.from_numpy(blocks.channels[[1, 93, 135, 149, 193], 0])
+    channels = torch.from_numpy(blocks.channels[[1, 135, 193], 0])
     together = sum_rates(acted(JointNetwork(env), channels))
     options: dict[str, Any] = {"rounds": 40, "bits": None}
     for method in (InterferencePricing, DistributedWMMSE):

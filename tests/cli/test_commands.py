@@ -201,7 +201,7 @@ def test_evaluate_refuses_what_is_not_trained(folder: Path) -> None:
 
 def test_a_killed_training_goes_on_where_it_was(folder: Path) -> None:
     arguments = [
-        *("train", "primal-dual-paper", "--iterations", "1500", "-o", "killed.zip"),
+        *("train", "primal-dual-paper", "--iterations", "1000", "-o", "killed.zip"),
         *settings_of(control="power", radar="fixed"),
     ]
     checkpoint, result = folder / "killed.checkpoint.zip", folder / "killed.zip"
@@ -226,7 +226,7 @@ def test_a_killed_training_goes_on_where_it_was(folder: Path) -> None:
     assert result.exists()
     assert not checkpoint.exists()
     env = make(control="power", radar="fixed")
-    resumed, whole = PrimalDual.load(result, env), PrimalDual(env, "paper", seed=0).learn(1500)
+    resumed, whole = PrimalDual.load(result, env), PrimalDual(env, "paper", seed=0).learn(1000)
     for name, value in whole.network.state_dict().items():
         np.testing.assert_array_equal(resumed.network.state_dict()[name], value, err_msg=name)
     for name, value in whole.multipliers.values.items():

@@ -92,7 +92,7 @@ def test_tradeoff_writes_table_settings_and_picture(folder: Path) -> None:
     limits = [1.05 * floor, 1.02 * floor]
     output = succeeded(
         run(
-            *("tradeoff", "--channels", "3", "--bound-channels", "2", "--subdivisions", "1"),
+            *("tradeoff", "--channels", "2", "--bound-channels", "1", "--subdivisions", "1"),
             *("--threshold", repr(limits[0]), "--threshold", repr(limits[1])),
             *("--evaluation-seed", "9", "-o", "new/out", *SET),
         )
@@ -100,9 +100,9 @@ def test_tradeoff_writes_table_settings_and_picture(folder: Path) -> None:
     written = contents(folder / "new" / "out")
     assert sorted(written) == ["tradeoff.csv", "tradeoff.json", "tradeoff.png"]
     assert written["tradeoff.png"].startswith(b"\x89PNG\r\n\x1a\n")
-    options: dict[str, Any] = {"bound_channels": 2, "subdivisions": 1, "evaluation_seed": 9}
+    options: dict[str, Any] = {"bound_channels": 1, "subdivisions": 1, "evaluation_seed": 9}
     expected = run_experiment(
-        TradeOff(scenario=Scenario(**SMALL), thresholds=limits, channels=3, **options)
+        TradeOff(scenario=Scenario(**SMALL), thresholds=limits, channels=2, **options)
     )
     rows = list(csv.DictReader(written["tradeoff.csv"].decode().splitlines()))
     assert len(rows) == len(expected.rows) == 2 * 4 + 3
