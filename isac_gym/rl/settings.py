@@ -157,7 +157,23 @@ _STRUCTURED: Final[Mapping[str, Any]] = {
     "width": 32,
 }
 
+_OFF_POLICY: Final[Mapping[str, Any]] = {
+    "timesteps": 300_000,
+    "num_envs": 256,
+    "learning_rate": 3e-3,
+    "final_learning_rate": 3e-5,
+    "batch_size": 256,
+    "gradient_steps": 4,
+    "width": 32,
+    "rounds": 1,
+}
+
 KEPT: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
+    **{
+        (algorithm, control): _OFF_POLICY
+        for algorithm in ("sac", "td3", "tqc")
+        for control in ("structured", "power")
+    },
     ("ppo-lagrangian", "structured"): _STRUCTURED,
     ("ppo-lagrangian", "power"): {
         "timesteps": 600_000,
