@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from isac_gym.rl.ppo import PPOLagrangian
 from isac_gym.rl.precoding import PrecoderPolicy, make_precoder_kwargs
 from isac_gym.rl.repeating import RepeatingPolicy
 from isac_gym.rl.sac import SACLagrangian
-from isac_gym.rl.settings import ReinforcementSettings, holds_channels
+from isac_gym.rl.settings import ReinforcementSettings, holds_channels, is_on_policy
 from isac_gym.system.downlink import find_system
 
 __all__ = ["make_model"]
@@ -69,49 +69,57 @@ def make_model(
             "multiplier": multipliers,
             "reseed_rollouts": True,
         }
-    if algorithm in ("ppo", "ppo-lagrangian"):
-        policy, policy_kwargs = _choose_policy(
-            envs,
-            settings,
-            {
-                "features": (UserPolicy, make_policy_kwargs),
-                "precoders": (PrecoderPolicy, make_precoder_kwargs),
-            },
-            RepeatingPolicy,
-        )
-        kind: Any = PPOLagrangian if is_lagrangian else PPO
-        if holds_channels(algorithm, settings):
-            common["baseline"] = "episode"
-        return kind(
-            policy,
-            envs,
-            # With other environments it is for acting alone; no rollout is then taken.
-            n_steps=settings.rollout_length
-            if envs.num_envs == settings.num_envs
-            else settings.batch_size,
-            n_epochs=settings.epochs,
-            clip_range=settings.clip_range,
-            target_kl=settings.largest_divergence,
-            gae_lambda=0.0,
-            ent_coef=0.0,
-            vf_coef=settings.value_weight,
-            policy_kwargs={**policy_kwargs, "log_std_init": math.log(settings.deviation)},
-            **common,
-        )
-    others = {
-        "sac": (SAC, UserSACPolicy),
-        "td3": (TD3, UserTD3Policy),
-        "sac-lagrangian": (SACLagrangian, UserSACPolicy),
-    }
-    kind, of_users = others[algorithm] if algorithm in others else _load_tqc(is_lagrangian)
-    policy, policy_kwargs = _choose_policy(
-        envs, settings, {"features": (of_users, make_policy_kwargs)}, "MlpPolicy"
+    make = _make_on_policy if is_on_policy(algorithm) else _make_off_policy
+    return make(algorithm, envs, settings, common)
+
+
+def _make_on_policy(
+    algorithm: str, envs: Any, settings: ReinforcementSettings, common: dict[str, Any]
+) -> Any:
+    scenario = find_system(envs.envs).scenario
+    sizes = settings.width, settings.rounds
+    policy: Any = RepeatingPolicy
+    policy_kwargs: dict[str, Any] = _describe_layers(settings)
+    if settings.policy == "users" and scenario.observation == "features":
+        policy, policy_kwargs = UserPolicy, make_policy_kwargs(envs.envs, *sizes)
+    elif settings.policy == "users" and scenario.control == "beamforming":
+        policy, policy_kwargs = PrecoderPolicy, make_precoder_kwargs(envs.envs, *sizes)
+    if policy is not RepeatingPolicy:
+        policy_kwargs["share_features_extractor"] = settings.shares_extractor
+    if holds_channels(algorithm, settings):
+        common["baseline"] = "episode"
+    kind: Any = PPOLagrangian if algorithm == "ppo-lagrangian" else PPO
+    return kind(
+        policy,
+        envs,
+        # With other environments it is for acting alone; no rollout is then taken.
+        n_steps=settings.rollout_length
+        if envs.num_envs == settings.num_envs
+        else settings.batch_size,
+        n_epochs=settings.epochs,
+        clip_range=settings.clip_range,
+        target_kl=settings.largest_divergence,
+        gae_lambda=0.0,
+        ent_coef=0.0,
+        vf_coef=settings.value_weight,
+        policy_kwargs={**policy_kwargs, "log_std_init": math.log(settings.deviation)},
+        **common,
     )
+
+
+def _make_off_policy(
+    algorithm: str, envs: Any, settings: ReinforcementSettings, common: dict[str, Any]
+) -> Any:
+    kind, policy = _load_off_policy(algorithm)
+    if settings.policy == "users" and find_system(envs.envs).scenario.observation == "features":
+        policy_kwargs = make_policy_kwargs(envs.envs, settings.width, settings.rounds)
+    else:
+        policy, policy_kwargs = "MlpPolicy", _describe_layers(settings)
     if algorithm == "td3":  # whose policy explores by nothing else
         size = envs.action_space.shape[0]
         spread = settings.deviation * np.ones(size)
         common["action_noise"] = NormalActionNoise(np.zeros(size), spread)
-    if is_lagrangian:  # as often as on-policy algorithms step them
+    if algorithm.endswith("-lagrangian"):  # as often as on-policy algorithms step them
         common["multiplier_interval"] = settings.num_envs * settings.rollout_length
     return kind(
         policy,
@@ -124,31 +132,26 @@ def make_model(
     )
 
 
-def _choose_policy(
-    envs: Any,
-    settings: ReinforcementSettings,
-    of_users: Mapping[str, tuple[Any, Any]],
-    of_none: Any,
-) -> tuple[Any, dict[str, Any]]:
-    """A policy and its arguments.
+def _describe_layers(settings: ReinforcementSettings) -> dict[str, Any]:
+    """Arguments of a policy of fully connected networks."""
+    return {"net_arch": [2 * settings.width] * 2, "activation_fn": nn.SiLU}
 
-    Args:
-        envs: The environments.
-        settings: The settings.
-        of_users: The policies that are the same for every user, with what makes their arguments:
-            by ``"features"`` that which sees them, by ``"precoders"`` that which sets precoders.
-        of_none: The policy of a fully connected network.
+
+def _load_off_policy(algorithm: str) -> tuple[Any, Any]:
+    """A class of algorithms, and its policy that is the same for every user.
+
+    TQC is imported only where it is asked for: those without sb3-contrib use the others.
     """
-    scenario = find_system(envs.envs).scenario
-    suitable = {
-        "features": scenario.observation == "features",
-        "precoders": scenario.control == "beamforming",
-    }
-    for name, (policy, make_kwargs) in of_users.items():
-        if settings.policy == "users" and suitable[name]:
-            chosen = make_kwargs(envs.envs, settings.width, settings.rounds)
-            return policy, {**chosen, "share_features_extractor": settings.shares_extractor}
-    return of_none, {"net_arch": [2 * settings.width] * 2, "activation_fn": nn.SiLU}
+    if not algorithm.startswith("tqc"):
+        kinds: dict[str, tuple[Any, Any]] = {
+            "sac": (SAC, UserSACPolicy),
+            "td3": (TD3, UserTD3Policy),
+            "sac-lagrangian": (SACLagrangian, UserSACPolicy),
+        }
+        return kinds[algorithm]
+    from isac_gym.rl.tqc import TQC, TQCLagrangian, UserTQCPolicy
+
+    return (TQCLagrangian if algorithm == "tqc-lagrangian" else TQC), UserTQCPolicy
 
 
 def _fall(first: float, last: float) -> Callable[[float], float]:
@@ -157,10 +160,3 @@ def _fall(first: float, last: float) -> Callable[[float], float]:
     That share is negative where the last rollout goes beyond the end.
     """
     return lambda remaining: last + (first - last) * max(0.0, remaining)
-
-
-def _load_tqc(is_lagrangian: bool) -> tuple[Any, Any]:
-    """TQC and its policy, imported only where asked for: those without sb3-contrib use others."""
-    from isac_gym.rl.tqc import TQC, TQCLagrangian, UserTQCPolicy
-
-    return (TQCLagrangian if is_lagrangian else TQC), UserTQCPolicy
