@@ -37,7 +37,7 @@ _MODEL_BASED: Final = "tuned"
 _AS_TRAINED: Final = "as trained"
 _OF_STRUCTURED: Final = "% of structured"
 _SHARES: Final = (80, 90, 95)
-"""Percentages of the optimum whose cost in channels is stated."""
+"""Percentages of the optimum whose cost in channels and seconds is stated."""
 _LEAST_CHANNELS: Final = 1000
 _MARKS_A_DECADE: Final = 6
 _TOLERANCE: Final = 0.01
@@ -143,7 +143,7 @@ class ReinforcementCurves(Conditioned):
         result = evaluate(agent, env, blocks, name=name)
         curve.finish(result, seconds)
         row: dict[str, Any] = {
-            **_state(result, self.find_reference(limit, None, workspace)),
+            **_state(result, self.find_reference(env, blocks, workspace)),
             "channels_seen": curve.channels[-1],
             "blocks_seen": curve.channels[-1]
             * (agent.blocks_per_channel if is_reinforcement else 1),
@@ -154,16 +154,16 @@ class ReinforcementCurves(Conditioned):
         }
         is_structured = is_reinforcement and agent.inner.scenario.control == "structured"
         if is_structured and self.scenario.scheduling == "all":
-            best = self.find_best_structured(limit, workspace)
+            best = self.find_best_structured(env, blocks, workspace)
             row["best_structured"] = best.rate
             row["best_structured_loss"] = best.loss
         if limit == self.scenario.sensing_threshold:
             for condition in self.conditions:
                 workspace.say(f"{name}, seed {point['seed']}: {condition}")
-                shifted, blocks = self.shift(condition)
-                met = evaluate(agent, shifted, blocks, name=name)
+                shifted, met_blocks = self.shift(condition)
+                met = evaluate(agent, shifted, met_blocks, name=name)
                 row["shifted"][condition] = _state(
-                    met, self.find_reference(limit, condition, workspace)
+                    met, self.find_reference(shifted, met_blocks, workspace)
                 )
         return row
 
@@ -407,6 +407,12 @@ def _summarise(name: str, limit: float, condition: str, rows: Sequence[Row]) -> 
 
 def _find_cost(rows: Sequence[Row], rate: float, limit: float, what: str) -> float:
     """Channels seen, or seconds of training, until a rate was had with ε kept.
+
+    Args:
+        rows: Rows of an agent, one a seed.
+        rate: The rate, in bit/s/Hz.
+        limit: ε.
+        what: ``"channels"`` or ``"seconds"``.
 
     Returns:
         The median over seeds; infinite if that never came.

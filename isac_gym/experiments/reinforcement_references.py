@@ -20,10 +20,11 @@ from isac_gym.baselines import JointOracle, StructuredSearch
 from isac_gym.channels import FileChannels, RayleighChannel
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.judging import evaluate
+from isac_gym.evaluation.provenance import provenance
 from isac_gym.experiments.base import Experiment, Workspace, setting
 from isac_gym.files import write_atomically
 from isac_gym.policy import Policy
-from isac_gym.registry import CONSTRAINTS
+from isac_gym.validation import not_allowed
 
 __all__ = ["BEST_STRUCTURED", "Conditioned", "Reference"]
 
@@ -40,7 +41,7 @@ _CORRELATION: Final = 0.7
 _PRICE_CHANNELS: Final = 256
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
     """What a reference achieves on an evaluation set of E episodes of T blocks.
 
@@ -81,7 +82,13 @@ class Conditioned(Experiment):
         return list(_SHIFTS) if is_plain and scenario.layout == "uniform" else []
 
     def shift(self, condition: str) -> tuple[Any, EvaluationSet]:
-        """An environment of a condition, and the channels of its evaluation."""
+        """An environment of a condition, and the channels of its evaluation.
+
+        Raises:
+            ValueError: If there is no such condition.
+        """
+        if condition not in _SHIFTS:
+            raise not_allowed("condition", condition, f"one of {', '.join(_SHIFTS)}")
         changes, model = _SHIFTS[condition]
         shifted = dataclasses.replace(self, scenario=self.scenario.replace(**changes))
         if model == "file":
@@ -109,23 +116,19 @@ class Conditioned(Experiment):
         """What agents are set beside: the joint optimum, or WMMSE where the radar is fixed."""
         return "joint-expected" if self.scenario.radar == "learned" else "wmmse"
 
-    def find_reference(
-        self, limit: float, condition: str | None, workspace: Workspace
-    ) -> Reference:
-        """What agents are set beside, the threshold kept on the mean.
+    def find_reference(self, env: Any, blocks: EvaluationSet, workspace: Workspace) -> Reference:
+        """What agents are set beside: the joint optimum with ε kept on the mean, or WMMSE.
 
-        Its price is found on the first of the channels that it is judged on, as agents see them.
+        The price of the joint optimum is found on the first of the channels, as agents see them.
 
         Args:
-            limit: Threshold ε.
-            condition: One of :attr:`conditions`; None means that of the training.
+            env: The environment of a threshold or a condition.
+            blocks: The channels of its evaluation.
             workspace: Where it is kept.
+
+        Raises:
+            ValueError: If what was kept is damaged, or no price keeps the threshold.
         """
-        if condition is None:
-            env = self.make_env(sensing_threshold=limit)
-            blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
-        else:
-            env, blocks = self.shift(condition)
 
         def make() -> Policy:
             if self.reference_name != "joint-expected":
@@ -136,10 +139,13 @@ class Conditioned(Experiment):
 
         return self._judge(self.reference_name, make, env, blocks, workspace)
 
-    def find_best_structured(self, limit: float, workspace: Workspace) -> Reference:
-        """The best actions of structured control, with a price found as that of the reference."""
-        env = self.make_env(sensing_threshold=limit)
-        blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
+    def find_best_structured(
+        self, env: Any, blocks: EvaluationSet, workspace: Workspace
+    ) -> Reference:
+        """The best actions of structured control, with a price found as that of the reference.
+
+        Arguments and errors as of :meth:`find_reference`.
+        """
 
         def make() -> Policy:
             price = None
@@ -162,18 +168,16 @@ class Conditioned(Experiment):
         workspace: Workspace,
     ) -> Reference:
         """What a policy achieves, unless that is known from before."""
-        system = env.unwrapped.system
-        constraints = [CONSTRAINTS.describe(each) for each in system.chosen_constraints]
-        identity = json.dumps(
-            [name, system.scenario.to_dict(), constraints, blocks.digest], sort_keys=True
-        )
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        # The channel model is known by the channels; one from a file has another path each time.
+        made = provenance(env)
+        parts = [made[key] for key in ("scenario", "constraints", "versions")]
+        text = json.dumps([name, blocks.digest, _PRICE_CHANNELS, *parts], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = None if workspace.folder is None else workspace.folder / f"{name}-{key}.json"
         if key not in self._judged and path is not None and path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self._judged[key] = Reference(np.array(kept["rates"]), kept["loss"])
+            self._judged[key] = _read_reference(path, blocks.channels.shape[:2])
         if key not in self._judged:
-            workspace.say(f"{name}, ε {system.scenario.sensing_threshold:g}")
+            workspace.say(f"{name}, ε {env.unwrapped.scenario.sensing_threshold:g}")
             result = evaluate(make(), env, blocks, name=name)
             found = Reference(result.sum_rates, result.constraints["sensing"].mean)
             self._judged[key] = found
@@ -181,6 +185,22 @@ class Conditioned(Experiment):
                 content = {"rates": found.rates.tolist(), "loss": found.loss}
                 write_atomically(path, json.dumps(content).encode())
         return self._judged[key]
+
+
+def _read_reference(path: Path, shape: tuple[int, ...]) -> Reference:
+    """What an earlier run kept.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        rates, loss = np.array(kept["rates"], np.float64), float(kept["loss"])
+        if rates.shape != shape or not np.isfinite(rates).all() or not np.isfinite(loss):
+            raise ValueError(f"rates must be finite numbers of shape {shape}, got {rates.shape}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error!r}); delete it to compute it anew") from error
+    return Reference(rates, loss)
 
 
 def _select_seen(blocks: EvaluationSet) -> torch.Tensor:

@@ -20,6 +20,7 @@ from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import make_figure, style_axes
 from isac_gym.registry import register_experiment
 from isac_gym.rl.settings import ALGORITHMS, count_passes, find_settings, is_on_policy
+from isac_gym.scenario import Scenario
 from isac_gym.validation import not_allowed
 
 __all__ = ["BLOCK_WORK", "ReinforcementTuning"]
@@ -124,7 +125,7 @@ class ReinforcementTuning(Experiment):
             study.enqueue_trial(self._find_kept())
         trial = study.ask()
         trial.set_user_attr("number", number)
-        chosen = suggest_settings(trial, self.algorithm)
+        chosen = suggest_settings(trial, self.algorithm, self._observation)
         row = self._judge(chosen, number, workspace)
         trial.set_user_attr("row", row)
         study.tell(trial, row["score"])
@@ -145,14 +146,21 @@ class ReinforcementTuning(Experiment):
     def _find_kept(self) -> dict[str, Any]:
         """What the package keeps of what is searched."""
         held = find_settings(self.algorithm, self._control)
-        names = suggest_settings(_Recorder(), self.algorithm)
+        names = suggest_settings(_Recorder(), self.algorithm, self._observation)
         return {name: getattr(held, name) for name in names}
 
     @functools.cached_property
+    def _spaces(self) -> Scenario:
+        """The scenario with the spaces in which agents of the given one learn."""
+        return Reinforcement(self.env, self.algorithm, control=self.control).inner.scenario
+
+    @property
     def _control(self) -> str:
-        """The control mode in which agents of the scenario learn."""
-        agent = Reinforcement(self.env, self.algorithm, control=self.control)
-        return agent.inner.scenario.control
+        return self._spaces.control
+
+    @property
+    def _observation(self) -> str:
+        return self._spaces.observation
 
     def _judge(self, chosen: Mapping[str, Any], number: int, workspace: Workspace) -> Row:
         """Train with settings; the row of what comes of it."""
@@ -187,7 +195,7 @@ class ReinforcementTuning(Experiment):
 
     def tabulate(self, rows: Sequence[Row]) -> Table:
         """The trials, best first."""
-        names = list(suggest_settings(_Recorder(), self.algorithm))
+        names = list(suggest_settings(_Recorder(), self.algorithm, self._observation))
         losses = [name for name in rows[0] if name.endswith("_mean")]
         return Table(
             f"{len(rows)} trials of {self.algorithm}, {self._control} control; work "
@@ -209,7 +217,7 @@ class ReinforcementTuning(Experiment):
 
     def draw(self, table: Table) -> Figure:
         """The scores of the trials over each number that was searched."""
-        names = list(suggest_settings(_Recorder(), self.algorithm))
+        names = list(suggest_settings(_Recorder(), self.algorithm, self._observation))
         figure, _ = make_figure(10.0, 5.0)
         figure.clear()
         columns = (len(names) + 1) // 2
@@ -237,12 +245,13 @@ class ReinforcementTuning(Experiment):
         return figure
 
 
-def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
+def suggest_settings(trial: Any, algorithm: str, observation: str) -> dict[str, Any]:
     """Settings that a trial proposes; these are the settings that are searched.
 
     Args:
         trial: A trial of Optuna.
         algorithm: One of :data:`~isac_gym.rl.settings.ALGORITHMS`.
+        observation: Kind of observations that it learns from.
 
     Returns:
         Fields of :class:`~isac_gym.rl.settings.ReinforcementSettings`.
@@ -272,8 +281,9 @@ def suggest_settings(trial: Any, algorithm: str) -> dict[str, Any]:
         "batch_size": trial.suggest_categorical("batch_size", [256, 512, 1024, 2048]),
         "gradient_steps": trial.suggest_categorical("gradient_steps", [1, 4, 8, 16]),
         "width": trial.suggest_categorical("width", [16, 32, 48, 64]),
-        "rounds": trial.suggest_int("rounds", 1, 2),
     }
+    if observation == "features":
+        found["rounds"] = trial.suggest_int("rounds", 1, 2)
     if algorithm == "td3":
         found["deviation"] = trial.suggest_float("deviation", 0.02, 0.3, log=True)
     return found

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import Tensor, nn
 
-__all__ = ["ActionCostCritics", "CostCritics"]
+__all__ = ["ActionCostCritics", "CostCritics", "make_cost_critic"]
 
 
 class CostCritics(nn.Module):
@@ -71,8 +71,8 @@ class ActionCostCritics(nn.Module):
     def __init__(self, policy: BasePolicy, num_constraints: int, learning_rate: float) -> None:
         super().__init__()
         kept: Any = policy
-        # As above.
-        make = getattr(policy, "make_cost_critic", None) or partial(_make_cost_critic, policy)
+        # A policy whose critics are no fully connected networks says how to make one.
+        make = getattr(policy, "make_cost_critic", None) or partial(_make_like, policy)
         self.networks = nn.ModuleList(make() for _ in range(num_constraints))
         self.to(kept.device)
         self.optimizer = kept.optimizer_class(
@@ -84,12 +84,25 @@ class ActionCostCritics(nn.Module):
         return torch.cat([network(observations, actions)[0] for network in self.networks], dim=1)
 
 
-def _make_cost_critic(policy: Any) -> ContinuousCritic:
+def _make_like(policy: Any) -> ContinuousCritic:
     extractor = policy.make_features_extractor()
+    return make_cost_critic(policy, extractor, policy.critic_kwargs["net_arch"])
+
+
+def make_cost_critic(
+    policy: Any, extractor: BaseFeaturesExtractor, net_arch: list[int]
+) -> ContinuousCritic:
+    """A critic of actions with a single network, for a constraint.
+
+    Args:
+        policy: The policy whose spaces and activations are taken.
+        extractor: What reads observations.
+        net_arch: Widths of the layers that follow.
+    """
     return ContinuousCritic(
         policy.observation_space,
         policy.action_space,
-        net_arch=policy.critic_kwargs["net_arch"],
+        net_arch=net_arch,
         features_extractor=extractor,
         features_dim=extractor.features_dim,
         activation_fn=policy.activation_fn,

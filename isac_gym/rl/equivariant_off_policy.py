@@ -18,6 +18,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from isac_gym.rl.critics import make_cost_critic
 from isac_gym.rl.equivariant import (
     NetworkValue,
     UserActions,
@@ -110,18 +111,7 @@ class UserActorCritic:
 
     def make_cost_critic(self) -> ContinuousCritic:
         """A critic of a constraint: a single network with a single value."""
-        kept: Any = self
-        whole = FlattenExtractor(self.observation_space)
-        critic = ContinuousCritic(
-            kept.observation_space,
-            kept.action_space,
-            net_arch=[],
-            features_extractor=whole,
-            features_dim=whole.features_dim,
-            normalize_images=kept.normalize_images,
-            n_critics=1,
-            share_features_extractor=False,
-        )
+        critic = make_cost_critic(self, FlattenExtractor(self.observation_space), [])
         filled: ContinuousCritic = self._fill(critic, 1)
         return filled
 

@@ -157,6 +157,7 @@ _STRUCTURED: Final[Mapping[str, Any]] = {
     "width": 32,
 }
 
+# Lagrangians have them too: their multipliers are stepped every 2048 blocks.
 _OFF_POLICY: Final[Mapping[str, Any]] = {
     "timesteps": 300_000,
     "num_envs": 256,

@@ -14,6 +14,8 @@ from direct_model import SMALL
 
 pytest.importorskip("stable_baselines3")
 
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
 from isac_gym.agents.loading import load_agent
 from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.evaluation import compare
@@ -21,6 +23,7 @@ from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
 from isac_gym.registry import AGENTS, make_agent
 from isac_gym.rl import keeping, lagrangian
+from isac_gym.rl.equivariant import UserExtractor
 from isac_gym.rl.settings import ALGORITHMS
 
 NAMES = ALGORITHMS
@@ -286,11 +289,29 @@ def test_a_file_of_another_scenario_is_refused(tmp_path: Path) -> None:
         Reinforcement.load(tmp_path / "agent.zip", make(control="amplitude", num_users=4))
 
 
-def test_one_agent_serves_other_numbers_of_users(tmp_path: Path) -> None:
-    make_agent("ppo", make(), **QUICK).save(tmp_path / "agent.zip")
+@pytest.mark.parametrize("name", ["ppo", "sac", "td3"])
+def test_one_agent_serves_other_numbers_of_users(name: str, tmp_path: Path) -> None:
+    make_agent(name, make(), **QUICK).save(tmp_path / "agent.zip")
     env = make(num_users=4)
     loaded = Reinforcement.load(tmp_path / "agent.zip", env)
     assert loaded.predict(env.reset(seed=0)[0])[0] in env.action_space
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_are_the_same_for_every_user_where_there_are_features(name: str) -> None:
+    chosen = {**QUICK, "width": 24, "rounds": 3}
+    policy = make_agent(name, make(), **chosen).model.policy
+    extractor = getattr(policy, "actor", policy).features_extractor
+    assert isinstance(extractor, UserExtractor)
+    assert (extractor.width, len(extractor.think)) == (24, 3)
+    others = [
+        make_agent(name, make(), **chosen, policy="mlp"),
+        make_agent(name, make(control="amplitude"), **chosen, observation="channels"),
+    ]
+    for other in others:
+        held = other.model.policy
+        assert isinstance(getattr(held, "actor", held).features_extractor, FlattenExtractor)
+        assert held.net_arch == [48, 48]
 
 
 def test_all_are_registered_and_none_is_compared_unless_asked_for() -> None:

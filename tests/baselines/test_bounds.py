@@ -21,7 +21,7 @@ from isac_gym.system.downlink import find_system
 
 SNRS = (5.0, 10.0, 20.0)
 of_subdivisions = pytest.mark.xdist_group("subdivisions")
-"""Tests of bounds that take long and are made once, for one worker."""
+"""Tests of the same bounds, which take long: one worker makes them for all."""
 
 
 def uplink_rate(G: reference.Complex, noise: reference.Real, duals: reference.Real) -> float:
@@ -439,6 +439,10 @@ def check_designs(env: gym.Env[Any, Any], count: int, tries: int, subdivisions: 
 
 def test_no_feasible_design_exceeds_the_bound() -> None:
     check_designs(make(), 5, 24, 6)
+
+
+def test_no_feasible_design_exceeds_the_bound_after_many_subdivisions() -> None:
+    check_designs(make(), 1, 60, 20)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from isac_gym.experiments.reinforcement_curves import (
 )
 from isac_gym.experiments.reinforcement_references import Reference
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
+from isac_gym.rl import settings
 from isac_gym.scenario import Scenario
 
 SCENARIO = Scenario(**SMALL)
@@ -48,6 +49,13 @@ QUICK: dict[str, Any] = {
 }
 TRAINING = {**QUICK, "timesteps": 4096}
 CURVES: dict[str, Any] = {"seeds": 2, "channels": 8}
+
+
+@pytest.fixture(autouse=True)
+def short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the work that is kept for a block, a short trial would end before it learns."""
+    kept = {"num_envs": 256, "batch_size": 256, "gradient_steps": 1, "width": 16, "rounds": 1}
+    monkeypatch.setattr(settings, "KEPT", {**settings.KEPT, ("td3", "structured"): kept})
 
 
 def make_tuning(**changes: Any) -> ReinforcementTuning:
@@ -77,7 +85,10 @@ def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
     chosen = {name: row[name] for name in names}
     # The first trial has the settings that are kept.
     assert chosen == pytest.approx({name: getattr(kept, name) for name in names})
-    passes = kept.epochs / kept.repeats if algorithm == "ppo-lagrangian" else 8 * 2048 / 1024
+    if algorithm == "ppo-lagrangian":
+        passes = kept.epochs / kept.repeats
+    else:
+        passes = kept.gradient_steps * kept.batch_size / kept.num_envs
     weights = Reinforcement(env, algorithm).weights
     agent = Reinforcement(
         env,
@@ -86,6 +97,8 @@ def test_a_trial_is_an_agent_trained_with_its_settings(algorithm: str) -> None:
         final_learning_rate=row["learning_rate"] / 100,
         timesteps=round(0.3e9 / (passes * weights + 30_000)),
     ).learn()
+    assert row["timesteps"] == agent.settings.timesteps
+    assert agent.model._n_updates > 0
     result = compare({"it": agent}, env, channels=32, seed=11)["it"]
     assert row["spectral_efficiency"] == pytest.approx(result.spectral_efficiency, rel=1e-5)
     excess = result.constraints["sensing"].mean / SCENARIO.sensing_threshold - 1.0
@@ -206,10 +219,9 @@ def test_agents_are_carried_unchanged_to_other_conditions() -> None:
 
 
 def test_the_reference_of_a_learned_radar_is_the_joint_optimum_on_the_mean() -> None:
-    experiment = make_curves()
-    found = experiment.find_reference(SCENARIO.sensing_threshold, None, Workspace())
     env = gym.make("ISAC-MISO-v0", scenario=SCENARIO)
     blocks = evaluation_set(SCENARIO, RayleighChannel(), 8, 7)
+    found = make_curves().find_reference(env, blocks, Workspace())
     searching = JointOracle(env, constraint="expected")
     price = searching.find_price(torch.from_numpy(blocks.channels[:, 0]))
     oracle = JointOracle(env, constraint="expected", price=price)
@@ -219,24 +231,54 @@ def test_the_reference_of_a_learned_radar_is_the_joint_optimum_on_the_mean() -> 
 
 
 def test_references_are_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
-    def find(limit: float, channels: int = 8) -> Reference:
-        experiment = ReinforcementCurves(
-            scenario=SCENARIO.replace(control="power", radar="fixed"), channels=channels
-        )
-        return experiment.find_reference(limit, None, Workspace(tmp_path))
+    """One for every threshold, condition, number of channels and reference."""
+    scenario = SCENARIO.replace(control="power", radar="fixed")
 
-    own = SCENARIO.sensing_threshold
-    found, _, longer = find(own), find(0.25), find(own, 16)
-    assert len(list(tmp_path.iterdir())) == 3
-    assert longer.rates.shape == (16, 1)
-    env = gym.make("ISAC-MISO-v0", scenario=SCENARIO.replace(control="power", radar="fixed"))
+    def find(channels: int = 8, **changes: Any) -> list[Reference]:
+        held = scenario.replace(**changes)
+        experiment = ReinforcementCurves(scenario=held, channels=channels)
+        env, workspace = experiment.env, Workspace(tmp_path)
+        met = [(env, experiment.draw_channels(env, channels, 7))]
+        met += [experiment.shift(condition) for condition in experiment.conditions]
+        return [experiment.find_reference(*each, workspace) for each in met]
+
+    found = find()
+    assert len(found) == len(list(tmp_path.iterdir())) == 5
+    find(sensing_threshold=0.25)
+    find(16)
+    assert len(list(tmp_path.iterdir())) == 15
+    env = gym.make("ISAC-MISO-v0", scenario=scenario)
     expected = compare({"it": WMMSE(env)}, env, channels=8, seed=7)["it"]
-    np.testing.assert_allclose(found.rates, expected.sum_rates, rtol=1e-6)
+    np.testing.assert_allclose(found[0].rates, expected.sum_rates, rtol=1e-6)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reinforcement_references, "evaluate", None)
-        again = find(own)
-    np.testing.assert_array_equal(again.rates, found.rates)
-    assert again.loss == found.loss
+        again = find()
+    for each, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(other.rates, each.rates)
+        assert other.loss == each.loss
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"rates": [[1.0]], "loss": 0.1}', '{"loss": 0.1}', '{"rates": 1, "loss": 1}'],
+)
+def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
+    experiment = ReinforcementCurves(
+        scenario=SCENARIO.replace(control="power", radar="fixed"), channels=8
+    )
+    env = experiment.env
+    blocks = experiment.draw_channels(env, 8, 7)
+    experiment.find_reference(env, blocks, Workspace(tmp_path))
+    (path,) = tmp_path.iterdir()
+    path.write_text(content)
+    again = ReinforcementCurves(scenario=experiment.scenario, channels=8)
+    with pytest.raises(ValueError, match=rf"{path.name}: damaged .*; delete it"):
+        again.find_reference(env, blocks, Workspace(tmp_path))
+
+
+def test_an_unknown_condition_is_named() -> None:
+    with pytest.raises(ValueError, match="condition must be one of Rician, 5 dB, "):
+        make_curves().shift("fog")
 
 
 def test_structured_control_is_set_beside_what_its_numbers_allow(tmp_path: Path) -> None:

@@ -371,6 +371,14 @@ def test_the_bound_of_several_cells_is_that_of_each_alone(floor: float) -> None:
     # What other cells send only disturbs.
     for point in found.of(JOINT):
         assert point.spectral_efficiency < bound.spectral_efficiency
+    H = torch.from_numpy(evaluation_set(scenario, RayleighChannel(), 3, 7).channels[:, 0])
+    alone = 0.0
+    for station, targets in enumerate(scenario.targets_by_cell):
+        held = SCENARIO.replace(target_angles_deg=targets, sensing_threshold=1.2 * max(floors))
+        own = H[:, station : station + 1, station : station + 1]
+        env = gym.make("ISAC-MISO-v0", scenario=held)
+        alone += float(joint_upper_bound(env, own, subdivisions=1).upper_bound.mean())
+    assert bound.spectral_efficiency == pytest.approx(alone, rel=3e-3)
     assert found.floors == floors
     assert found.floors[0] == pytest.approx(floor)
     assert found.of(JOINT)[0].worst_excess <= 1e-4

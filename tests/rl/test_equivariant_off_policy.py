@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
 from small_features import FEATURES, ORDER, draw_features, turn_actions
 
 pytest.importorskip("sb3_contrib")
@@ -14,7 +15,7 @@ from stable_baselines3 import SAC, TD3
 
 from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.rl.critics import ActionCostCritics
-from isac_gym.rl.equivariant import UserExtractor, make_policy_kwargs
+from isac_gym.rl.equivariant import count_kinds, make_policy_kwargs
 from isac_gym.rl.equivariant_off_policy import UserSACPolicy, UserTD3Policy, UserValues
 from isac_gym.rl.sac import SACLagrangian
 from isac_gym.rl.tqc import TQC, TQCLagrangian, UserTQCPolicy
@@ -26,7 +27,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def make_model(algorithm: str, envs_count: int = 2, **changes: Any) -> Any:
+def make_model(algorithm: str, envs_count: int = 2, rounds: int = 2, **changes: Any) -> Any:
     envs = make_sb3_env(envs_count, **{**FEATURES, **changes})
     kind, policy = KINDS[algorithm]
     return kind(
@@ -37,7 +38,7 @@ def make_model(algorithm: str, envs_count: int = 2, **changes: Any) -> Any:
         device="cpu",
         batch_size=32,
         learning_starts=envs_count,
-        policy_kwargs=make_policy_kwargs(envs.envs, 8),
+        policy_kwargs=make_policy_kwargs(envs.envs, 8, rounds),
     )
 
 
@@ -81,18 +82,20 @@ def test_users_in_another_order_have_the_same_numbers_and_values(
     assert not torch.allclose(moved[0], values[0], rtol=1e-3)
 
 
-def test_a_value_depends_on_whose_channel_another_user_resembles() -> None:
-    """What a user's numbers cost another is read with the features of the pair."""
-    policy = make_policy("sac", num_users=3)
+def test_what_a_users_numbers_cost_another_depends_on_the_pair() -> None:
+    """In a single round: features alone would not have told it of both in time."""
+    policy = make_policy("sac", rounds=1)
     layout = policy.actor.features_extractor.layout
     features = draw_features(layout, 1)
-    users = layout.all_users * len(layout.user_names)
+    of_users = layout.all_users * len(layout.user_names)
     actions = torch.zeros(1, policy.action_space.shape[0], requires_grad=True)
-    pairs = features[:, users:].clone().requires_grad_()
-    value = policy.critic(torch.cat([features[:, :users], pairs], 1), actions)[0]
-    (slope,) = torch.autograd.grad(value.sum(), actions, create_graph=True)
-    (mixed,) = torch.autograd.grad(slope.square().sum(), pairs)
-    assert float(mixed.abs().max()) > 1e-6
+    pairs = features[:, of_users:].clone().requires_grad_()
+    value = policy.critic(torch.cat([features[:, :of_users], pairs], 1), actions)[0]
+    (slopes,) = torch.autograd.grad(value.sum(), actions, create_graph=True)
+    of_last = slopes.unflatten(1, (-1, layout.own_users))[..., -1]
+    (mixed,) = torch.autograd.grad(of_last.square().sum(), pairs)
+    by_pair = mixed.view(layout.own_users, layout.all_users, -1).abs().amax(-1)
+    assert float(by_pair[0, -1]) > 1e-4
 
 
 @pytest.mark.parametrize("algorithm", list(KINDS))
@@ -153,13 +156,30 @@ def test_critics_of_constraints_are_as_indifferent(kind: Any, policy: Any) -> No
         others = model.cost_critics(turned, turn_actions(actions, ORDER))
     assert values.shape == (4, 1)
     torch.testing.assert_close(others, values)
+    before = {name: weight.clone() for name, weight in model.cost_critics.state_dict().items()}
+    model.learn(120)
+    held = model.cost_critics.state_dict()
+    assert not [name for name, weight in held.items() if torch.equal(weight, before[name])]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+@pytest.mark.parametrize("algorithm", list(KINDS))
+def test_another_extractor_is_refused(algorithm: str) -> None:
+    kind, policy = KINDS[algorithm]
     envs = make_sb3_env(2, **FEATURES)
-    kwargs = make_policy_kwargs(envs.envs)
-    assert kwargs["features_extractor_class"] is UserExtractor
     with pytest.raises(ValueError, match="features_extractor_class must be UserExtractor"):
-        SAC(UserSACPolicy, envs)
+        kind(policy, envs)
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "tqc"])
+def test_exploration_that_depends_on_the_state_is_refused(algorithm: str) -> None:
+    kind, policy = KINDS[algorithm]
+    envs = make_sb3_env(2, **FEATURES)
     with pytest.raises(ValueError, match="use_sde must be False"):
-        SAC(UserSACPolicy, envs, use_sde=True, policy_kwargs=kwargs)
+        kind(policy, envs, use_sde=True, policy_kwargs=make_policy_kwargs(envs.envs))
+
+
+def test_actions_that_are_not_the_same_numbers_for_every_user_are_refused() -> None:
+    box = spaces.Box(-1.0, 1.0, (10,))
+    assert count_kinds(box, 5) == 2
+    with pytest.raises(ValueError, match="action_space must be some numbers for each of 3 users"):
+        count_kinds(box, 3)
