@@ -28,8 +28,9 @@ compare: $(STAMP) ## train and compare agents and baselines on one set of channe
 	$(BIN)/isac-gym compare $(ARGS)
 
 # One thread a process: test workers whose torch threads compete for the cores are many times slower.
+# A module's tests go to one worker, for what they share is made in each that has one of them.
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 lint: $(STAMP) ## check style, types and layers
 	$(BIN)/ruff check .

@@ -83,14 +83,13 @@ def test_the_distributed_one_needs_no_more_for_its_scenario_and_talking_pays() -
     blocks = evaluation_set(env.unwrapped.scenario, env.unwrapped.channel_model, 96, 3)  # type: ignore[attr-defined]
     agent = load_agent("pretrained:distributed", env)
     rates = []
-    for bits in (0, 8, 32):
+    for bits in (0, 32):
         agent.message_bits = bits
         agent.calibrate(128)
         result = evaluate(agent, env, blocks)
         assert result.constraints["sensing"].worst_mean <= 1.03 * 0.12
         rates.append(result.spectral_efficiency)
-    assert rates[1] > 1.08 * rates[0]
-    assert rates[2] > 1.02 * rates[1]
+    assert rates[1] > 1.15 * rates[0]
 
 
 @pytest.mark.slow

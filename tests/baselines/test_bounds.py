@@ -20,8 +20,6 @@ from isac_gym.solvers.capacity import Capacity, dpc_capacity
 from isac_gym.system.downlink import find_system
 
 SNRS = (5.0, 10.0, 20.0)
-of_subdivisions = pytest.mark.xdist_group("subdivisions")
-"""Tests of the same bounds, which take long: one worker makes them for all."""
 
 
 def uplink_rate(G: reference.Complex, noise: reference.Real, duals: reference.Real) -> float:
@@ -477,7 +475,6 @@ def split(env: gym.Env[Any, Any]) -> dict[int, JointBound]:
     return {count: joint_upper_bound(env, H, subdivisions=count) for count in (0, 1, 3, 12)}
 
 
-@of_subdivisions
 def test_subdivisions_lower_the_bound(split: dict[int, JointBound]) -> None:
     first = split[0]
     assert first.upper_bound.shape == first.attained.shape == first.apart.shape == (5, 1)
@@ -495,7 +492,6 @@ def test_subdivisions_lower_the_bound(split: dict[int, JointBound]) -> None:
     assert float((last.apart - last.upper_bound).mean()) > 0.1
 
 
-@of_subdivisions
 def test_attained_is_below_the_bound_for_its_own_loss(
     env: gym.Env[Any, Any], split: dict[int, JointBound]
 ) -> None:
@@ -507,7 +503,6 @@ def test_attained_is_below_the_bound_for_its_own_loss(
         assert (found.attained <= relaxed.upper_bound).all()
 
 
-@of_subdivisions
 def test_apart_is_below_the_capacity_without_radar(
     env: gym.Env[Any, Any], split: dict[int, JointBound]
 ) -> None:

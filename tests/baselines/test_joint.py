@@ -99,9 +99,9 @@ def test_every_constraint_holds_on_every_channel(kind: Any, changes: dict[str, A
 def test_joint_lies_between_null_steering_and_the_bound() -> None:
     for threshold in (0.147, 0.16, 0.25):
         env = make(sensing_threshold=threshold)
-        channels = drawn(env, 40)
+        channels = drawn(env, 24)
         joint, nulled = JointOracle(env).solve(channels), NullSteering(env).solve(channels)
-        bound = joint_upper_bound(env, channels, subdivisions=6)
+        bound = joint_upper_bound(env, channels, subdivisions=3)
         assert bool((joint.rate <= bound.upper_bound).all())
         assert float((joint.rate / nulled.rate).min()) > 0.995
         assert float(joint.rate.mean()) > float(nulled.rate.mean()) * 0.9999
@@ -151,10 +151,10 @@ def alternating(env: gym.Env[Any, Any], H: Complex, served: npt.NDArray[np.float
 @pytest.mark.slow
 def test_an_alternating_scheme_with_a_convex_program_finds_nothing_better() -> None:
     env = make(num_users=3, num_radar_antennas=4, sensing_threshold=0.17)
-    channels = drawn(env, 3, seed=5)
+    channels = drawn(env, 2, seed=5)
     found = JointOracle(env, iterations=100).solve(channels)
-    starts = [np.array(s, float) for s in ((1, 1, 1), (1, 1, 0), (0, 1, 1))]
-    for index in range(3):
+    starts = [np.array(s, float) for s in ((1, 1, 1), (1, 1, 0))]
+    for index in range(2):
         H = channels[index, 0, 0].numpy().astype(np.complex128)
         best = max(alternating(env, H, start) for start in starts)
         assert float(found.rate[index, 0]) >= best * (1 - 2e-3)

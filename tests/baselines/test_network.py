@@ -171,10 +171,10 @@ def test_on_the_mean_the_threshold_is_met_by_every_station(gain: float) -> None:
     """With paths as strong between cells as within, a price moves the means of all stations."""
     env = make(intercell_gain=gain)
     options: dict[str, Any] = {"num_starts": 4, "refined": 1}
-    agent = JointNetwork(env, constraint="expected", calibration_channels=24, **options)
+    agent = JointNetwork(env, constraint="expected", calibration_channels=12, **options)
     assert len(agent.price) == 3
     assert min(agent.price) > 0.0
-    process = ChannelProcess(env.unwrapped.channel_model, env.unwrapped.scenario, 24)
+    process = ChannelProcess(env.unwrapped.channel_model, env.unwrapped.scenario, 12)
     process.start(np.random.default_rng((0x0AC1E, 0)))
     calibrated = torch.from_numpy(process.estimates)
     design = agent.solve(calibrated)

@@ -387,6 +387,7 @@ def test_every_registered_agent_goes_into_stable_baselines3_evaluation(name: str
     changes: dict[str, dict[str, Any]] = {
         "joint-expected": {"price": 1.0},
         "joint-network-expected": {"price": 1.0},
+        "structured-expected": {"price": 1.0},
         "joint-leakage": {"leakage_price": 1.0, "interference": 0.1},
         "primal-dual-wide": {"threshold_range": (0.16, 0.2)},
     }

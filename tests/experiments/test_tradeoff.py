@@ -41,8 +41,6 @@ SWEPT = (BOUND, JOINT, MEAN, NULLING)
 COUNT = 10
 # Searches end in local optima; a mean over channels may be that much off the best one's.
 SLACK = 0.01
-# Both workers would compute what the tests share.
-pytestmark = pytest.mark.xdist_group("tradeoff")
 
 
 class Found:
