@@ -156,3 +156,23 @@ def random_covariance(rng: np.random.Generator, num_antennas: int, rank: int) ->
     """Random R ⪰ 0 of the given rank and of trace near 2.5, with an uneven diagonal."""
     factor = complex_normal(rng, num_antennas, rank) * np.sqrt(2.5 / (num_antennas * rank))
     return factor @ factor.conj().T
+
+
+def uplink_rate(G: Complex, noise: Real, duals: Real) -> float:
+    """log2 det(I + Σ_k λ_k/σ_k² g_k* g_kᵀ), in the M_C x M_C form."""
+    total = np.eye(G.shape[1]) + np.einsum("k,kp,kq->pq", duals / noise, G.conj(), G)
+    return float(np.linalg.slogdet(total)[1] / np.log(2.0))
+
+
+def full_power(F: Complex, power: float) -> Complex:
+    found: Complex = F * np.sqrt(power) / np.linalg.norm(F, axis=(-2, -1), keepdims=True)
+    return found
+
+
+def regularised(G: Complex, noise: Real, powers: Real) -> Complex:
+    """Regularised zero forcing for users of different noise, columns of the given powers."""
+    users = G.shape[-2]
+    loading = np.eye(users) * (noise * users / powers.sum())[..., None, :]
+    F = np.swapaxes(G.conj(), -1, -2) @ np.linalg.inv(G @ np.swapaxes(G.conj(), -1, -2) + loading)
+    found: Complex = F * np.sqrt(powers) / np.linalg.norm(F, axis=-2, keepdims=True)
+    return found
