@@ -37,7 +37,7 @@ _MODEL_BASED: Final = "tuned"
 _AS_TRAINED: Final = "as trained"
 _OF_STRUCTURED: Final = "% of structured"
 _SHARES: Final = (80, 90, 95)
-"""Percentages of the optimum whose cost in channels and seconds is stated."""
+"""Percentages of the optimum whose cost in channels and processor time is stated."""
 _LEAST_CHANNELS: Final = 1000
 _MARKS_A_DECADE: Final = 6
 _TOLERANCE: Final = 0.01
@@ -230,8 +230,9 @@ class ReinforcementCurves(Conditioned):
             ],
             caption="± 95 % interval over seeds; % of optimum: of "
             f"{self.reference_name} on the same channels, whatever L_r is; {_OF_STRUCTURED}: "
-            f"of {BEST_STRUCTURED}; to: channels seen and time, as medians over seeds, when the "
-            f"rate was that share of the optimum and the mean L_r at most {_TOLERANCE:.0%} above ε",
+            f"of {BEST_STRUCTURED}; seconds: those of all processor cores together; to: channels "
+            "seen and seconds, as medians over seeds, when the rate was that share of the optimum "
+            f"and the mean L_r at most {_TOLERANCE:.0%} above ε",
         )
 
     def _state_reference(self, rows: Sequence[Row]) -> float:
@@ -295,7 +296,8 @@ class _Curve:
 
     Attributes:
         channels: Channels seen.
-        seconds: Training time until then, without the judging, in s.
+        seconds: Processor time of the training until then, without the judging, in s: unlike the
+            time that passes, it does not grow with what else the machine does.
         rates: Spectral efficiency, in bit/s/Hz.
         losses: Mean sensing loss.
     """
@@ -317,7 +319,7 @@ class _Curve:
         self._clock: list[tuple[int, float]] = []
         self._killed = path is not None and path.exists()
         self._before = 0.0
-        self._begin = time.perf_counter()
+        self._begin = time.process_time()
 
     def state(self) -> dict[str, list[Any]]:
         """The curve, as plain JSON types."""
@@ -330,12 +332,12 @@ class _Curve:
             self._go_on(seen)
         self._clock.append((seen, self.measure_time()))
         if seen >= self._next and progress.iteration < progress.iterations:
-            begin = time.perf_counter()
+            begin = time.process_time()
             found = judge_stations(self._agent, self._env, self._blocks)
             self._add(
                 seen, float(found.rates.mean()), float(found.losses.mean()), self._clock[-1][1]
             )
-            self._begin += time.perf_counter() - begin
+            self._begin += time.process_time() - begin
         if self._path is not None:
             kept = {**self.state(), "clock": self._clock}
             write_atomically(self._path, json.dumps(kept).encode())
@@ -352,11 +354,11 @@ class _Curve:
         self._killed = False
 
     def measure_time(self) -> float:
-        """Training time so far, without the judging, in s."""
-        return self._before + time.perf_counter() - self._begin
+        """Processor time of the training so far, without the judging, in s."""
+        return self._before + time.process_time() - self._begin
 
     def finish(self, result: AgentResult, seconds: float) -> None:
-        """Take the result of the trained agent, and how long it trained, as the last mark."""
+        """Take the result of the trained agent, and what it took, as the last mark."""
         assert result.channels_seen is not None
         if self._killed:  # after the training had ended
             self._go_on(result.channels_seen + 1)
@@ -406,7 +408,7 @@ def _summarise(name: str, limit: float, condition: str, rows: Sequence[Row]) -> 
 
 
 def _find_cost(rows: Sequence[Row], rate: float, limit: float, what: str) -> float:
-    """Channels seen, or seconds of training, until a rate was had with ε kept.
+    """Channels seen, or processor time in s, until a rate was had with ε kept.
 
     Args:
         rows: Rows of an agent, one a seed.
