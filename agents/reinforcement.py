@@ -16,6 +16,7 @@ from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.envs.single import ISACEnv
 from isac_gym.envs.wrappers.vector import PenalisedReward
 from isac_gym.learning.archive import read_archive, select_prefix, write_archive
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS, write_checkpoints
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
 from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
@@ -208,6 +209,7 @@ class Reinforcement(SystemPolicy):
         callback: Callback | None = None,
         tensorboard_log: str | Path | None = None,
         checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = DEFAULT_SECONDS,
     ) -> _Self:
         """Train; an agent that has learned before, or was loaded, goes on from its weights.
 
@@ -220,12 +222,15 @@ class Reinforcement(SystemPolicy):
             checkpoint: File to save to as training goes, and to go on from if it exists. Lagrangian
                 algorithms end bit for bit where an uninterrupted training does; others go on with
                 other random numbers, and with an empty replay buffer if they have one.
+            checkpoint_seconds: Time between two savings, at most, in s.
 
         Returns:
             The agent itself.
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or of another training.
+            OutputInUseError: If another training writes to the checkpoint.
+            Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written.
             ImportError: If TensorBoard is asked for and not installed.
         """
         total = self.settings.timesteps if timesteps is None else timesteps
@@ -268,13 +273,15 @@ class Reinforcement(SystemPolicy):
                     checkpoint=checkpoint,
                     checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
                     identity=identity,
+                    checkpoint_seconds=checkpoint_seconds,
                 )
                 seconds = self.model.seconds
             else:
                 begin = time.perf_counter()
-                earlier = learn_with_checkpoint(
-                    self.model, total, callbacks, checkpoint, interval, identity
-                )
+                with write_checkpoints(checkpoint, checkpoint_seconds) as writer:
+                    earlier = learn_with_checkpoint(
+                        self.model, total, callbacks, writer, interval, identity
+                    )
                 seconds = earlier + time.perf_counter() - begin
         seen = int(self.model.num_timesteps) // self.blocks_per_channel
         self.channels_seen = (self.channels_seen or 0) + seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,7 +134,9 @@ class Supervised(LearningAgent):
         """A constant: the labels fix what the constraint costs, so no price is settled."""
         return torch.full_like(super().multiplier, max(self.config.initial_multiplier, 1.0))
 
-    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+    def _prepare(
+        self, progress_bar: bool, checkpoint: Path | None, intervals: Mapping[str, Any]
+    ) -> None:
         if self.labels is not None:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -152,7 +153,9 @@ class TransferAgent(PrimalDual):
         own = {id(value) for layer in self.network.output_layers() for value in layer.parameters()}
         return {name for name, value in self.network.named_parameters() if id(value) in own}
 
-    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+    def _prepare(
+        self, progress_bar: bool, checkpoint: Path | None, intervals: Mapping[str, Any]
+    ) -> None:
         """Train the source if there is none yet, and take it over."""
         if self._source_env is None:
             return
@@ -169,9 +172,7 @@ class TransferAgent(PrimalDual):
             if checkpoint is not None:
                 own = checkpoint.with_suffix(".source.zip")
                 self._companions.add(own)
-            agent.learn(
-                progress_bar=progress_bar, checkpoint=own, checkpoint_every=checkpoint_every
-            )
+            agent.learn(progress_bar=progress_bar, checkpoint=own, **intervals)
             self.take_over(agent)
         self._freeze()
 

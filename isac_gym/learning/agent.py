@@ -18,6 +18,7 @@ from torch import Tensor
 from isac_gym.channels import ChannelModel
 from isac_gym.learning.calibration import calibrate_price
 from isac_gym.learning.checkpoint import check_checkpoint
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
 from isac_gym.learning.conditions import ConditionGrid, Conditions
 from isac_gym.learning.config import PRESETS, AgentConfig
 from isac_gym.learning.losses import TrainingLoss
@@ -153,8 +154,12 @@ class LearningAgent(SystemPolicy):
         """The settings as this agent uses them."""
         return config
 
-    def _prepare(self, progress_bar: bool, checkpoint: Path | None, checkpoint_every: int) -> None:
+    def _prepare(
+        self, progress_bar: bool, checkpoint: Path | None, intervals: Mapping[str, Any]
+    ) -> None:
         """Whatever has to be there before the training.
+
+        The intervals of savings are those arguments of :meth:`learn` that say them.
 
         Files that it keeps beside the checkpoint are added to ``_companions``.
         """
@@ -206,6 +211,7 @@ class LearningAgent(SystemPolicy):
         tensorboard_log: str | Path | None = None,
         checkpoint: str | Path | None = None,
         checkpoint_every: int = 500,
+        checkpoint_seconds: float = DEFAULT_SECONDS,
     ) -> _Self:
         """Train.
 
@@ -218,7 +224,8 @@ class LearningAgent(SystemPolicy):
                 on convergence.
             tensorboard_log: Folder for TensorBoard, or None.
             checkpoint: File to save to as training goes, and to go on from if it exists.
-            checkpoint_every: Iterations between two savings.
+            checkpoint_every: Iterations between two savings, at most.
+            checkpoint_seconds: Time between two savings, at most, in s.
 
         Returns:
             The agent itself.
@@ -226,6 +233,8 @@ class LearningAgent(SystemPolicy):
         Raises:
             TrainingError: If the loss or a gradient is not finite, or the gradient vanishes.
             CheckpointError: If the checkpoint is damaged, or of another training.
+            OutputInUseError: If another training writes to the checkpoint.
+            Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written.
             ImportError: If TensorBoard is asked for and not installed.
             ValueError: If the settings ask for a range that scenario or network do not allow.
         """
@@ -245,7 +254,11 @@ class LearningAgent(SystemPolicy):
             path = None if checkpoint is None else Path(checkpoint)
             if path is not None:
                 check_checkpoint(path, LearningAgent._identify(self))
-            self._prepare(progress_bar, path, checkpoint_every)
+            intervals: dict[str, Any] = {
+                "checkpoint_every": checkpoint_every,
+                "checkpoint_seconds": checkpoint_seconds,
+            }
+            self._prepare(progress_bar, path, intervals)
             loss = self._make_loss()
             report.begin()
             self.calibrated = None  # the policy meets the multipliers of the training
@@ -257,7 +270,7 @@ class LearningAgent(SystemPolicy):
                 identity=self._identify(),
                 callback=report,
                 checkpoint=checkpoint,
-                checkpoint_every=checkpoint_every,
+                **intervals,
             )
         self.channels_seen = self._count_channels(done)
         self.training_seconds = time.perf_counter() - begin

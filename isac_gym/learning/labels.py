@@ -22,10 +22,11 @@ import numpy.typing as npt
 
 from isac_gym import __version__
 from isac_gym.channels.base import Complex
-from isac_gym.files import write_atomically
+from isac_gym.files import check_output_folder, lock_output, write_atomically
 from isac_gym.policy import Policy
 from isac_gym.registry import CHANNELS
 from isac_gym.scenario import Scenario
+from isac_gym.stopping import state_what_is_kept
 from isac_gym.system.codec import Codec
 from isac_gym.system.downlink import find_system
 from isac_gym.system.simulation import Simulation
@@ -94,16 +95,19 @@ def generate_labels(
     Raises:
         TypeError: If the agent has no ``predict``, or its actions hold no real numbers.
         ValueError: If an option is not allowed, the folder holds another data set or a damaged
-            file, or the agent returns invalid actions.
+            file or is none, or the agent returns invalid actions.
+        OutputInUseError: If another run writes there.
+        OSError: If the folder cannot be written to.
     """
     if not isinstance(agent, Policy):
         raise TypeError(f"agent {name!r} must have predict(observation, …), got {agent!r}")
     count = check_integer("count", count, 1)
     seed = check_integer("seed", seed, 0)
     shard_size = check_integer("shard_size", shard_size, 1)
-    folder = Path(folder)
     system = find_system(env)
     model = env.unwrapped.channel_model
+    folder = Path(folder)
+    check_output_folder(folder)
     manifest = {
         "format": _FORMAT,
         "scenario": system.scenario.to_dict(),
@@ -113,7 +117,32 @@ def generate_labels(
         "shard_size": shard_size,
         "version": __version__,
     }
+    told = state_what_is_kept("labels", f"finished files are kept in {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_output(folder), told:
+        _check_held(folder, manifest, count, extend)
+        write_atomically(folder / MANIFEST_NAME, _as_json({**manifest, "count": count}))
+        for index in range(math.ceil(count / shard_size)):
+            size = min(shard_size, count - index * shard_size)
+            shard = folder / _name_shard(index)
+            if not (shard.exists() and len(_read_shard(shard, system.codec)["channels"]) == size):
+                # Always a whole shard, so that its beginning does not depend on the count.
+                simulation = Simulation(system, model, shard_size)
+                simulation.start(np.random.default_rng((seed, index)))
+                simulation.hold(simulation.channels[:size], simulation.estimates[:size])
+                arrays = _solve(agent, name, simulation)
+                buffer = io.BytesIO()
+                np.savez(buffer, **arrays)
+                write_atomically(shard, buffer.getvalue())
+            if callback is not None:
+                callback(index * shard_size + size)
+
+
+def _check_held(folder: Path, manifest: dict[str, Any], count: int, extend: bool) -> None:
+    """Refuse a folder that holds other labels; a manifest without any is of a run that failed."""
     path = folder / MANIFEST_NAME
+    if not any(folder.glob(_name_shard("*"))):
+        return
     if path.exists():
         held = _read_manifest(path)
         for key, value in manifest.items():
@@ -125,23 +154,8 @@ def generate_labels(
         if held["count"] > count or (held["count"] < count and not extend):
             allowed = f"{'at least ' if extend else ''}{held['count']}"
             raise ValueError(f"count must be {allowed}, the labels that {folder} holds")
-    elif any(folder.glob(_name_shard("*"))):
+    else:
         raise ValueError(f"{folder} holds labels without a {MANIFEST_NAME}; choose another folder")
-    write_atomically(path, _as_json({**manifest, "count": count}))
-    for index in range(math.ceil(count / shard_size)):
-        size = min(shard_size, count - index * shard_size)
-        shard = folder / _name_shard(index)
-        if not (shard.exists() and len(_read_shard(shard, system.codec)["channels"]) == size):
-            # Always a whole shard, so that its beginning does not depend on the count.
-            simulation = Simulation(system, model, shard_size)
-            simulation.start(np.random.default_rng((seed, index)))
-            simulation.hold(simulation.channels[:size], simulation.estimates[:size])
-            arrays = _solve(agent, name, simulation)
-            buffer = io.BytesIO()
-            np.savez(buffer, **arrays)
-            write_atomically(shard, buffer.getvalue())
-        if callback is not None:
-            callback(index * shard_size + size)
 
 
 def _solve(agent: Policy, name: str, simulation: Simulation) -> dict[str, Any]:

@@ -8,6 +8,7 @@ physics into the network.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ from isac_gym.learning.checkpoint import (
     hash_tensors,
     restore_checkpoint,
     save_checkpoint,
+)
+from isac_gym.learning.checkpoint_writer import (
+    DEFAULT_SECONDS,
+    CheckpointWriter,
+    write_checkpoints,
 )
 from isac_gym.learning.losses import LossValue, TrainingLoss
 from isac_gym.learning.network import Network
@@ -78,6 +84,7 @@ def train(
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
+    checkpoint_seconds: float = DEFAULT_SECONDS,
 ) -> int:
     """Train a network in place; parameters that require no gradient stay as they are.
 
@@ -97,7 +104,8 @@ def train(
         callback: Called after every iteration; returning False ends the training. The state of a
             :class:`StatefulCallback` is saved with the checkpoint.
         checkpoint: File to go on from and to save to.
-        checkpoint_every: Iterations between two savings.
+        checkpoint_every: Iterations between two savings, at most.
+        checkpoint_seconds: Time between two savings, at most, in s.
 
     Returns:
         Iterations done, in this call and before it.
@@ -105,10 +113,29 @@ def train(
     Raises:
         TrainingError: If the loss or a gradient is not finite, or the gradient vanishes for many
             iterations; the message names the iteration and the last good checkpoint.
-        ValueError: If ``checkpoint_every`` is no integer >= 1.
+        ValueError: If ``checkpoint_every`` is no integer >= 1, or ``checkpoint_seconds`` no
+            positive number.
         CheckpointError: If the checkpoint is damaged, or of another training.
+        OutputInUseError: If another training writes to the checkpoint.
+        Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written.
     """
     check_integer("checkpoint_every", checkpoint_every, 1)
+    with write_checkpoints(checkpoint, checkpoint_seconds) as writer:
+        return _train(network, loss, settings, rng, identity, callback, writer, checkpoint_every)
+
+
+def _train(
+    network: nn.Module,
+    loss: TrainingLoss,
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+    identity: Mapping[str, Any],
+    callback: Callback | None,
+    writer: CheckpointWriter,
+    every: int,
+) -> int:
+    """Do the iterations; arguments as of :func:`train`."""
+    checkpoint = writer.path
     parameters = [value for value in network.parameters() if value.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     described = {
@@ -122,7 +149,7 @@ def train(
     state = callback if isinstance(callback, StatefulCallback) else None
     training = TrainingState(network, loss, optimiser, rng, state)
     done = 0
-    if checkpoint is not None and Path(checkpoint).exists():
+    if checkpoint is not None and checkpoint.exists():
         done, ended = restore_checkpoint(checkpoint, described, training)
         if ended:
             return done
@@ -140,7 +167,7 @@ def train(
         finite = bool(torch.isfinite(value.loss.detach()) & torch.isfinite(norm))
         if not finite or stuck == _STUCK:
             saved = "none was saved"
-            if checkpoint is not None and Path(checkpoint).exists():
+            if checkpoint is not None and checkpoint.exists():
                 saved = f"the last good checkpoint is {checkpoint}"
             what = "diverged" if not finite else f"has had no gradient for {_STUCK} iterations"
             raise TrainingError(
@@ -155,8 +182,15 @@ def train(
             progress = _make_progress(done, settings.iterations, value, loss, rate)
             go_on = callback(progress) is not False
         last = done == settings.iterations or not go_on
-        if checkpoint is not None and stuck == 0 and (last or done % checkpoint_every == 0):
-            save_checkpoint(checkpoint, described, training, done, ended=last)
+        if stuck == 0:
+            save = functools.partial(
+                save_checkpoint, described=described, training=training, done=done, ended=last
+            )
+            writer.attend(
+                save,
+                is_due=last or done % every == 0,
+                progress=f"at iteration {done} of {settings.iterations}",
+            )
         if not go_on:
             break
     return done

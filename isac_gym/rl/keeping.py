@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.checkpoint_writer import CheckpointWriter
 from isac_gym.rl.state import copy_tensor, flatten_state, follow_name, restore_state
 
 __all__ = ["CHECKPOINT_KIND", "learn_with_checkpoint"]
@@ -24,7 +25,7 @@ def learn_with_checkpoint(
     model: Any,
     total_timesteps: int,
     callbacks: Sequence[BaseCallback],
-    checkpoint: str | Path | None,
+    writer: CheckpointWriter,
     interval: int,
     identity: Mapping[str, Any],
 ) -> float:
@@ -37,8 +38,8 @@ def learn_with_checkpoint(
         model: A model of Stable-Baselines3.
         total_timesteps: Transitions, with those done before.
         callbacks: Callbacks of the training.
-        checkpoint: The file, or None.
-        interval: Transitions from one writing to the next, about.
+        writer: Says where the file is, and when it is time.
+        interval: Transitions from one writing to the next, at most, about.
         identity: What tells this training from others, as plain JSON types.
 
     Returns:
@@ -46,39 +47,45 @@ def learn_with_checkpoint(
 
     Raises:
         CheckpointError: If the file is damaged, or of another training.
+        Stopped: If a signal asks for an end; the file is then written.
     """
-    if checkpoint is None:
+    if writer.path is None:
         model.learn(total_timesteps, callback=list(callbacks))
         return 0.0
-    path, own = Path(checkpoint), json.loads(json.dumps(dict(identity)))
+    path, own = writer.path, json.loads(json.dumps(dict(identity)))
     before = _restore(model, path, own) if path.exists() else 0.0
     left = total_timesteps - model.num_timesteps
     if left > 0:
-        writer = _Writer(path, interval, own, before)
-        model.learn(left, callback=[*callbacks, writer], reset_num_timesteps=False)
-        writer.write()
+        keeper = _Keeper(writer, interval, own, before)
+        model.learn(left, callback=[*callbacks, keeper], reset_num_timesteps=False)
+        keeper.attend(is_due=True)
     return before
 
 
-class _Writer(BaseCallback):
+class _Keeper(BaseCallback):
     def __init__(
-        self, path: Path, interval: int, identity: Mapping[str, Any], before: float
+        self, writer: CheckpointWriter, interval: int, identity: Mapping[str, Any], before: float
     ) -> None:
         super().__init__()
         self._begin = time.perf_counter() - before
-        self._path, self._interval, self._identity = path, interval, identity
+        self._writer, self._interval, self._identity = writer, interval, identity
         self._written: int | None = None
 
     def _on_rollout_start(self) -> None:
         done = self.num_timesteps // self._interval
-        if self._written is not None and done > self._written:
-            self.write()
+        if self._written is not None:
+            self.attend(is_due=done > self._written)
         self._written = done
+
+    def attend(self, is_due: bool) -> None:
+        """Write the file if it is time."""
+        progress = f"after {self.num_timesteps} transitions"
+        self._writer.attend(self._write, is_due=is_due, progress=progress)
 
     def _on_step(self) -> bool:
         return True
 
-    def write(self) -> None:
+    def _write(self, path: Path) -> None:
         """Write the file; it appears whole or not at all."""
         tensors: dict[str, torch.Tensor] = {}
         groups: dict[str, Any] = {}
@@ -96,7 +103,7 @@ class _Writer(BaseCallback):
             "seconds": time.perf_counter() - self._begin,
             "optimisers": groups,
         }
-        write_archive(self._path, meta, tensors)
+        write_archive(path, meta, tensors)
 
 
 def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> float:

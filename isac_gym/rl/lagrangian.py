@@ -19,6 +19,11 @@ from torch import Tensor
 
 from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.checkpoint_writer import (
+    DEFAULT_SECONDS,
+    CheckpointWriter,
+    write_checkpoints,
+)
 from isac_gym.rl.entries import read_entries
 from isac_gym.rl.multipliers import Multiplier, PlainMultiplier
 from isac_gym.rl.state import (
@@ -114,7 +119,7 @@ class Lagrangian(BaseAlgorithm):
         self._num_rollouts = 0
         self._rollout_is_whole = True
         self._pending_random: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-        self._checkpoint: tuple[Path, int] | None = None
+        self._checkpoint: tuple[CheckpointWriter, int] | None = None
         self._told_identity: dict[str, Any] = {}
         super().__init__(policy, env, **settings)
 
@@ -129,6 +134,7 @@ class Lagrangian(BaseAlgorithm):
         checkpoint: str | Path | None = None,
         checkpoint_interval: int = 1,
         identity: Mapping[str, Any] | None = None,
+        checkpoint_seconds: float = DEFAULT_SECONDS,
     ) -> _Self:
         """Train.
 
@@ -143,10 +149,12 @@ class Lagrangian(BaseAlgorithm):
             checkpoint: A file from which the training goes on if it exists, and that is written
                 between rollouts and at the end, whole or not at all. It holds what
                 :meth:`get_state` says.
-            checkpoint_interval: Rollouts from one writing to the next.
+            checkpoint_interval: Rollouts from one writing to the next, at most.
             identity: What tells this training from others beyond its own settings, as plain JSON
                 types, such as the environment's and those of schedules; a checkpoint of another one
                 is refused.
+            checkpoint_seconds: Time from one writing to the next, at most, in s, rounded up to
+                whole rollouts.
 
         Returns:
             The algorithm, whose ``seconds`` then say how long the training took, with what it took
@@ -154,7 +162,10 @@ class Lagrangian(BaseAlgorithm):
 
         Raises:
             CheckpointError: If the checkpoint is damaged, or of another training.
-            ValueError: If the interval is not allowed.
+            OutputInUseError: If another training writes to the checkpoint.
+            Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written
+                before the next rollout.
+            ValueError: If an interval is not allowed.
         """
         interval = check_integer("checkpoint_interval", checkpoint_interval, 1)
         path = None if checkpoint is None else Path(checkpoint)
@@ -164,19 +175,20 @@ class Lagrangian(BaseAlgorithm):
             self._resume(path)
             total_timesteps = max(0, total_timesteps - self.num_timesteps)
             reset_num_timesteps = False
-        self._checkpoint = None if path is None else (path, interval)
         first = self._num_rollouts
         try:
-            super().learn(  # type: ignore[safe-super]
-                total_timesteps,
-                callback,
-                log_interval,
-                tb_log_name or type(self).__name__,
-                reset_num_timesteps,
-                progress_bar,
-            )
-            if path is not None and self._rollout_is_whole and self._num_rollouts > first:
-                self._write_checkpoint(path)
+            with write_checkpoints(path, checkpoint_seconds) as writer:
+                self._checkpoint = (writer, interval)
+                super().learn(  # type: ignore[safe-super]
+                    total_timesteps,
+                    callback,
+                    log_interval,
+                    tb_log_name or type(self).__name__,
+                    reset_num_timesteps,
+                    progress_bar,
+                )
+                if self._rollout_is_whole and self._num_rollouts > first:
+                    self._attend_checkpoint(is_due=True)
         finally:
             self._checkpoint = None
             self.seconds = time.perf_counter() - self._begin
@@ -280,9 +292,7 @@ class Lagrangian(BaseAlgorithm):
             set_random_state(self.action_space, self.device, *self._pending_random)
             self._pending_random = None
         elif self._checkpoint is not None and self._num_rollouts and self._rollout_is_whole:
-            path, interval = self._checkpoint
-            if self._num_rollouts % interval == 0:
-                self._write_checkpoint(path)
+            self._attend_checkpoint(is_due=self._num_rollouts % self._checkpoint[1] == 0)
         self._rollout_is_whole = False
         if self.reseed_rollouts:
             assert self.seed is not None
@@ -316,6 +326,11 @@ class Lagrangian(BaseAlgorithm):
     def _record(self, prefix: str, values: Sequence[float] | npt.NDArray[Any]) -> None:
         for name, value in zip(self.constraints, values, strict=True):
             self.logger.record(f"{prefix}{name}", float(value))
+
+    def _attend_checkpoint(self, is_due: bool) -> None:
+        assert self._checkpoint is not None
+        progress = f"after {self.num_timesteps} transitions"
+        self._checkpoint[0].attend(self._write_checkpoint, is_due=is_due, progress=progress)
 
     def _write_checkpoint(self, path: Path) -> None:
         meta, tensors = self.get_state()
