@@ -14,14 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from isac_gym.cli.options import (
     AgentSettings,
     Channels,
+    CheckpointSeconds,
     Environment,
     EvaluationSeed,
     Seed,
     console,
+    name_output,
     parse_assignments,
     print_table,
     takes_environment,
 )
+from isac_gym.files import check_output_file, check_output_folder, lock_output
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
 from isac_gym.registry import AGENTS
 
 __all__ = ["evaluate", "labels", "train"]
@@ -51,15 +55,19 @@ def train(
         int | None,
         typer.Option(min=1, help="End after so many evaluations without improvement."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for the agent.")] = Path(
-        "results/agent.zip"
-    ),
+    checkpoint_seconds: CheckpointSeconds = DEFAULT_SECONDS,
+    output: Annotated[Path, name_output("File for the agent.")] = Path("results/agent.zip"),
 ) -> None:
     """Train an agent and save it; goes on where a killed run of the same output was.
 
     With --evaluate-every the best agent is kept beside it, as NAME.best.zip: the highest rate among
     those whose constraints hold, or the least violation while none does.
     """
+    checkpoint, best = output.with_suffix(".checkpoint.zip"), output.with_suffix(".best.zip")
+    for path in (output, checkpoint, best):
+        check_output_file(path)
+    if tensorboard is not None:
+        check_output_folder(tensorboard, "tensorboard")
     options = parse_assignments("--agent-set", agent_settings)
     if patience is not None and not evaluate_every:
         raise ValueError("--patience needs --evaluate-every")
@@ -80,22 +88,25 @@ def train(
         )
     if evaluate_every and not isinstance(agent, LearningAgent):
         raise ValueError(f"--evaluate-every needs a LearningAgent, got {name!r}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint, best = output.with_suffix(".checkpoint.zip"), output.with_suffix(".best.zip")
     callback = _make_callback(agent, evaluate_every, patience, best) if evaluate_every else None
-    prepared.train(
-        progress_bar=True, callback=callback, tensorboard_log=tensorboard, checkpoint=checkpoint
-    )
     notes = {"command": shlex.join(["isac-gym", *sys.argv[1:]])}
     takes_notes = any(
         parameter.kind is parameter.VAR_KEYWORD
         for parameter in inspect.signature(agent.save).parameters.values()
     )
-    agent.save(output, **(notes if takes_notes else {}))
-    if isinstance(agent, LearningAgent):
-        agent.forget_checkpoint(checkpoint)
-    else:
-        checkpoint.unlink(missing_ok=True)
+    with lock_output(output, best):
+        prepared.train(
+            progress_bar=True,
+            callback=callback,
+            tensorboard_log=tensorboard,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        agent.save(output, **(notes if takes_notes else {}))
+        if isinstance(agent, LearningAgent):
+            agent.forget_checkpoint(checkpoint)
+        else:
+            checkpoint.unlink(missing_ok=True)
     console.print(f"agent: {output}", highlight=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)
@@ -148,9 +159,7 @@ def labels(
     count: Annotated[int, typer.Option(min=1, help="Channels to solve.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the channels.")] = 0,
     shard_size: Annotated[int, typer.Option(min=1, help="Channels a file.")] = 1024,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the labels.")] = Path(
-        "results/labels"
-    ),
+    output: Annotated[Path, name_output("Folder for the labels.")] = Path("results/labels"),
 ) -> None:
     """Generate a data set of channels and an agent's solutions, for supervised learning.
 

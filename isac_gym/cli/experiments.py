@@ -17,13 +17,17 @@ from typer.core import TyperGroup
 
 from isac_gym.cli.options import (
     ENVIRONMENT_OPTIONS,
+    CheckpointSeconds,
     Environment,
     console,
+    name_output,
     parse_assignments,
     print_table,
     set_parameters,
 )
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
 from isac_gym.registry import EXPERIMENTS
+from isac_gym.stopping import Stopped, raise_on_signals
 
 __all__ = ["ExperimentGroup"]
 
@@ -56,7 +60,7 @@ class ExperimentGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
-        with _ErrorMessages():
+        with _ErrorMessages(), raise_on_signals():
             return super().invoke(ctx)
 
 
@@ -67,6 +71,10 @@ class _ErrorMessages:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Stopped):
+            typer.secho(str(error) or f"stopped by {error.name}", fg="yellow", err=True)
+            # What shells give for a process that a signal has ended.
+            raise typer.Exit(128 + error.number) from error
         if isinstance(error, RuntimeError) and "torch" in sys.modules:
             from isac_gym.evaluation.judging import AgentError
             from isac_gym.learning.trainer import TrainingError
@@ -99,7 +107,7 @@ def _make_experiment_command(name: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in kind.find_settings()}
 
-    def run(output: Path | None, **values: Any) -> None:
+    def run(output: Path | None, checkpoint_seconds: float, **values: Any) -> None:
         given = {option.name: values.pop(option.name) for option in ENVIRONMENT_OPTIONS}
         for setting, value in values.items():
             if _is_mapping(hints[setting]):
@@ -115,12 +123,15 @@ def _make_experiment_command(name: str) -> Any:
                 status.update(line)
                 status.start() if line else status.stop()
 
-            table = run_experiment(experiment, folder, report)
+            table = run_experiment(experiment, folder, report, checkpoint_seconds)
         print_table(table, folder, experiment.name)
 
-    where = typer.Option("--output", "-o", help="Folder for the results; results/NAME by default.")
+    where = name_output("Folder for the results; results/NAME by default.")
     output = inspect.Parameter(
         "output", _KEYWORD, default=None, annotation=Annotated[Path | None, where]
+    )
+    seconds = inspect.Parameter(
+        "checkpoint_seconds", _KEYWORD, default=DEFAULT_SECONDS, annotation=CheckpointSeconds
     )
     options = [_make_parameter(field, hints[name]) for name, field in fields.items()]
     scenario = _name_scenario(kind)
@@ -128,7 +139,7 @@ def _make_experiment_command(name: str) -> Any:
         each.replace(default=scenario) if each.name == "scenario" else each
         for each in ENVIRONMENT_OPTIONS
     ]
-    set_parameters(run, [*options, *environment, output])
+    set_parameters(run, [*options, *environment, seconds, output])
     return _make_command(name, run)
 
 

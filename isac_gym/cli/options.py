@@ -18,10 +18,12 @@ from isac_gym.scenario import Scenario
 __all__ = [
     "AgentSettings",
     "Channels",
+    "CheckpointSeconds",
     "Environment",
     "EvaluationSeed",
     "Seed",
     "console",
+    "name_output",
     "parse_assignments",
     "print_table",
     "set_parameters",
@@ -41,8 +43,27 @@ AgentSettings = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of training and initial weights.")]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        help="Seconds of a training that a kill can cost: from one checkpoint to the next.",
+    ),
+]
 Channels = Annotated[int, typer.Option(min=1, help="Channels in the evaluation set.")]
 EvaluationSeed = Annotated[int, typer.Option(min=0, help="Seed of the evaluation set.")]
+
+
+def _parse_path(text: str | Path) -> Path:
+    """A path; an empty one would be the current folder, which nobody means by it."""
+    if not str(text).strip():
+        raise typer.BadParameter("must be a path, got ''")
+    return Path(text)
+
+
+def name_output(help: str) -> Any:
+    """The option that says where results go."""
+    return typer.Option("--output", "-o", metavar="PATH", parser=_parse_path, help=help)
 
 
 def parse_assignments(option: str, assignments: Iterable[str] | None) -> dict[str, Any]:

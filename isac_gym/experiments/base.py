@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from isac_gym.channels.base import ChannelModel
 from isac_gym.evaluation.channel_set import EvaluationSet, evaluation_set
 from isac_gym.evaluation.provenance import provenance
 from isac_gym.evaluation.table import Row, Table
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
 from isac_gym.registry import EXPERIMENTS
 from isac_gym.scenario import Scenario
 from isac_gym.system.constraints import Constraint
@@ -87,10 +90,28 @@ class Workspace:
         folder: Where it may keep what a killed run goes on from; it is removed once the results are
             written. None keeps nothing.
         report: Says what is computed now; None says nothing.
+        checkpoint_seconds: Time between two savings of a training, at most, in s.
     """
 
     folder: Path | None = None
     report: Report | None = None
+    checkpoint_seconds: float = DEFAULT_SECONDS
+
+    def keep_training(self, name: str) -> dict[str, Any]:
+        """Those arguments of an agent's ``learn`` by which it goes on after it was killed.
+
+        Args:
+            name: What tells this training from others of the run.
+        """
+        if self.folder is None:
+            return {"checkpoint": None}
+        # Names of agents may hold what names of files cannot.
+        readable = re.sub(r"[^\w.-]+", "-", name)
+        digest = "" if readable == name else f"-{zlib.crc32(name.encode()):08x}"
+        return {
+            "checkpoint": self.folder / f"{readable}{digest}.checkpoint.zip",
+            "checkpoint_seconds": self.checkpoint_seconds,
+        }
 
     def say(self, line: str) -> None:
         """Report a line; an empty one where a progress bar follows."""

@@ -124,10 +124,8 @@ class Compare(Experiment):
         prepared = self._prepared[0][name]
         if prepared.needs_training:
             workspace.say("")
-            checkpoint = f"{name.replace(':', '.')}.checkpoint.zip"
             prepared.train(
-                progress_bar=workspace.report is not None,
-                checkpoint=None if workspace.folder is None else workspace.folder / checkpoint,
+                progress_bar=workspace.report is not None, **workspace.keep_training(name)
             )
             workspace.say(f"evaluating {name}")
         result = evaluate(prepared.agent, self.env, self._blocks, name=name)

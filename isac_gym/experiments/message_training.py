@@ -103,10 +103,7 @@ class MessageTraining(OfStations):
         """Train an agent for a kind of message and judge it with the same."""
         message, seed = point["message"], point["seed"]
         agent = self._make_agent(message, seed)
-        checkpoint = None
-        if workspace.folder is not None:
-            checkpoint = workspace.folder / f"{message.replace(' ', '-')}-{seed}.checkpoint.zip"
-        agent.learn(checkpoint=checkpoint)
+        agent.learn(**workspace.keep_training(f"{message}-{seed}"))
         return judge_stations(agent, self.env, self._blocks, name=message).row()
 
     def _make_agent(self, message: str, seed: int) -> LearningAgent:

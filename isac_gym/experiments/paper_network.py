@@ -74,7 +74,9 @@ class PaperNetwork(Experiment):
         if name == _JOINT:
             oracle = JointOracle(env, constraint="expected")
             return {"rate": evaluate(oracle, env, blocks, name=name).spectral_efficiency}
-        agent = _AGENTS[name](env, "paper", seed=point["seed"]).learn(self.iterations)
+        agent = _AGENTS[name](env, "paper", seed=point["seed"])
+        kept = workspace.keep_training(f"{name}-{control}-{point['seed']}")
+        agent.learn(self.iterations, **kept)
         result = evaluate(agent, env, blocks, name=name)
         return {
             "rate": result.spectral_efficiency,

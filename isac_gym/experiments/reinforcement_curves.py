@@ -128,17 +128,15 @@ class ReinforcementCurves(Conditioned):
         env = self.make_env(sensing_threshold=limit)
         agent = self._make_agent(name, env, point["seed"])
         blocks = self.draw_channels(env, self.channels, self.evaluation_seed)
-        paths: list[Path | None] = [None, None]
-        if workspace.folder is not None:
-            title = f"{name}-{limit:g}-{point['seed']}".replace(":", "-")
-            paths = [
-                workspace.folder / f"{title}{end}" for end in (".checkpoint.zip", ".curve.json")
-            ]
+        kept = workspace.keep_training(f"{name}-{limit:g}-{point['seed']}")
+        path = kept["checkpoint"]
         # An iteration of one is a batch of channels, and of the other a block.
         is_reinforcement = isinstance(agent, Reinforcement)
         rate = 1 / agent.blocks_per_channel if is_reinforcement else agent.config.batch_size
-        curve = _Curve(agent, env, blocks, rate, paths[1])
-        agent.learn(checkpoint=paths[0], callback=curve)
+        curve = _Curve(
+            agent, env, blocks, rate, None if path is None else path.with_suffix(".curve.json")
+        )
+        agent.learn(callback=curve, **kept)
         seconds = curve.measure_time()
         result = evaluate(agent, env, blocks, name=name)
         curve.finish(result, seconds)

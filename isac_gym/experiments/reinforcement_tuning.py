@@ -171,12 +171,10 @@ class ReinforcementTuning(Experiment):
         held = make(**settings)
         of_block = count_passes(self.algorithm, held.settings) * held.weights + BLOCK_WORK
         agent = make(**settings, timesteps=max(1, round(1e9 * self.work / of_block)))
-        path = None
-        if workspace.folder is not None:
-            path = workspace.folder / f"trial-{number}.checkpoint.zip"
-        agent.learn(checkpoint=path)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        kept = workspace.keep_training(f"trial-{number}")
+        agent.learn(**kept)
+        if kept["checkpoint"] is not None:
+            kept["checkpoint"].unlink(missing_ok=True)
         result = evaluate(agent, self.env, self._blocks, name=self.algorithm)
         system = agent.inner
         excess = {

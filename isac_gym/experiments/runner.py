@@ -12,7 +12,14 @@ import numpy as np
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Report, Workspace
 from isac_gym.experiments.style import save_figure
-from isac_gym.files import write_atomically
+from isac_gym.files import (
+    check_output_file,
+    check_output_folder,
+    lock_output,
+    write_atomically,
+)
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
+from isac_gym.stopping import state_what_is_kept
 
 __all__ = ["run_experiment"]
 
@@ -20,7 +27,10 @@ _ROWS: Final = "rows.json"
 
 
 def run_experiment(
-    experiment: Experiment, folder: str | Path | None = None, report: Report | None = None
+    experiment: Experiment,
+    folder: str | Path | None = None,
+    report: Report | None = None,
+    checkpoint_seconds: float = DEFAULT_SECONDS,
 ) -> Table:
     """Compute all points of an experiment.
 
@@ -32,14 +42,18 @@ def run_experiment(
         folder: Where NAME.csv, NAME.json and, of some, NAME.png are written; None writes nothing.
         report: Called with a line of text for every point, and with an empty one at the end and
             where other output may come.
+        checkpoint_seconds: Time between two savings of a training, at most, in s.
 
     Returns:
         The table.
 
     Raises:
-        ValueError: If a setting is not allowed, there are no points, or the folder holds rows of
-            other settings.
+        ValueError: If a setting is not allowed, there are no points, the folder holds rows of
+            other settings, or something else is where results belong.
+        OutputInUseError: If another run of the experiment writes there.
         OSError: If the folder cannot be written to.
+        Stopped: If a signal came while :func:`~isac_gym.stopping.raise_on_signals` is in force, or
+            while an agent trains; the message says what is kept.
     """
     points = [_as_json(point) for point in experiment.points()]
     for point in points:
@@ -50,15 +64,23 @@ def run_experiment(
     if folder is None:
         return experiment.tabulate(_compute(experiment, points, Workspace(None, report)))
     folder = Path(folder)
-    workspace = Workspace(folder / f"{experiment.name}.unfinished", report)
-    assert workspace.folder is not None
-    table = experiment.tabulate(_compute(experiment, points, workspace))
-    table.to_csv(folder / f"{experiment.name}.csv")
-    table.to_json(folder / f"{experiment.name}.json")
-    figure = experiment.draw(table)
-    if figure is not None:
-        save_figure(figure, folder / f"{experiment.name}.png")
-    shutil.rmtree(workspace.folder)
+    check_output_folder(folder)
+    written = [folder / f"{experiment.name}.{ending}" for ending in ("json", "csv", "png")]
+    for path in written:
+        check_output_file(path)
+    unfinished = folder / f"{experiment.name}.unfinished"
+    check_output_folder(unfinished)
+    told = state_what_is_kept(experiment.name, f"finished points are kept in {unfinished}")
+    with lock_output(*written, unfinished), told:
+        workspace = Workspace(unfinished, report, checkpoint_seconds)
+        table = experiment.tabulate(_compute(experiment, points, workspace))
+        as_json, as_csv, as_png = written
+        table.to_csv(as_csv)
+        table.to_json(as_json)
+        figure = experiment.draw(table)
+        if figure is not None:
+            save_figure(figure, as_png)
+        shutil.rmtree(unfinished)
     return table
 
 

@@ -127,11 +127,8 @@ class StationsConvergence(OfStations):
         env = self.make_env(control=control)
         watch = _Watch(agent, env, self._blocks, self.evaluate_every)
         watch.evaluate(0)
-        checkpoint = None
-        if workspace.folder is not None:
-            name = f"{point['preset']}-{point['seed']}-{control}.checkpoint.zip"
-            checkpoint = workspace.folder / name
-        agent.learn(callback=watch, checkpoint=checkpoint)
+        kept = workspace.keep_training(f"{point['preset']}-{point['seed']}-{control}")
+        agent.learn(callback=watch, **kept)
         return watch.history
 
     def tabulate(self, rows: Sequence[Row]) -> Table:

@@ -73,10 +73,11 @@ class TransferGain(Experiment):
         if self.iterations is not None:
             options["iterations"] = self.iterations
         workspace.say(f"power control, seed {seed}")
-        started = time.perf_counter()
         power_env = self.make_env(control="power")
-        source = PrimalDual(power_env, self.preset, seed=seed, **options).learn()
-        row: dict[str, Any] = {"seconds_before": time.perf_counter() - started}
+        source = PrimalDual(power_env, self.preset, seed=seed, **options)
+        clock = _Clock()
+        source.learn(callback=clock, **workspace.keep_training(f"power-{seed}"))
+        row: dict[str, Any] = {"seconds_before": clock.seconds}
         for method in _METHODS:
             workspace.say(f"{method}, seed {seed}")
             if method == "direct":
@@ -90,7 +91,9 @@ class TransferGain(Experiment):
                     seed=seed,
                     **options,
                 )
-            row[method] = _watch_training(agent, self.evaluate_every, self.channels)
+            watch = _Watch(agent, self.evaluate_every, self.channels)
+            agent.learn(callback=watch, **workspace.keep_training(f"{method}-{seed}"))
+            row[method] = watch.summarise()
         return row
 
     def tabulate(self, rows: Sequence[Row]) -> Table:
@@ -129,31 +132,81 @@ class TransferGain(Experiment):
         return figure
 
 
-def _watch_training(agent: LearningAgent, every: int, channels: int) -> Mapping[str, Any]:
-    """Train an agent; its rates on other channels, and the seconds of training before each."""
-    evaluation = EvaluationCallback(agent, every, channels=channels)
-    evaluation.evaluate(0)
-    seconds = [0.0]
-    spent = 0.0
-    last = time.perf_counter()
+class _Clock:
+    """The time that a training has taken, which goes on where a killed one was.
 
-    def watch(progress: TrainingProgress) -> None:
-        nonlocal spent, last
-        spent += time.perf_counter() - last
-        before = len(evaluation.history)
-        evaluation(progress)
-        if len(evaluation.history) > before:
-            seconds.append(spent)
-        last = time.perf_counter()  # the evaluation is no part of the training
+    Attributes:
+        seconds: The time until the last iteration, in s.
+    """
 
-    agent.learn(callback=watch)
-    history = evaluation.history
-    return {
-        "iterations": [entry.iteration for entry in history],
-        "seconds": seconds,
-        "rates": [entry.sum_rate for entry in history],
-        "violation": history[-1].constraints["sensing"],
-    }
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.perf_counter()
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Count the iteration."""
+        self.seconds += time.perf_counter() - self._last
+        self.rest()
+
+    def rest(self) -> None:
+        """Leave out the time since the last iteration."""
+        self._last = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a time."""
+        self.seconds = float(state["seconds"])
+        self.rest()
+
+
+class _Watch:
+    """Judges an agent on other channels as it trains, and before; its history is kept when killed.
+
+    Args:
+        agent: The agent that trains.
+        every: Iterations between two evaluations.
+        channels: Channels of an evaluation.
+    """
+
+    def __init__(self, agent: LearningAgent, every: int, channels: int) -> None:
+        self._evaluation = EvaluationCallback(agent, every, channels=channels)
+        self._evaluation.evaluate(0)
+        self._seconds = [0.0]
+        self._clock = _Clock()
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Judge if it is time; that is no part of the training's time."""
+        self._clock(progress)
+        self._evaluation(progress)
+        if len(self._evaluation.history) > len(self._seconds):
+            self._seconds.append(self._clock.seconds)
+        self._clock.rest()
+
+    def summarise(self) -> Mapping[str, Any]:
+        """Rates, and the seconds of training before each."""
+        history = self._evaluation.history
+        return {
+            "iterations": [entry.iteration for entry in history],
+            "seconds": self._seconds,
+            "rates": [entry.sum_rate for entry in history],
+            "violation": history[-1].constraints["sensing"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations and their times."""
+        return {
+            "evaluation": self._evaluation.state_dict(),
+            "seconds": self._seconds,
+            "clock": self._clock.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        self._evaluation.load_state_dict(state["evaluation"])
+        self._seconds = list(state["seconds"])
+        self._clock.load_state_dict(state["clock"])
 
 
 def _find_reached(curve: Mapping[str, Any]) -> tuple[float, float, float]:
