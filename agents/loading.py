@@ -175,7 +175,8 @@ def load_agent(
         return agent if env is None else translate_model(agent, env)
     if META_NAME in members:
         return _load_by(_find_class(source), source, env, device)
-    raise ValueError(f"{source}: not a saved agent, but {_guess_content(source, members)}")
+    message = f"not a saved agent, but {_guess_content(source, members)}"
+    raise make_file_error(FileError, source, message)
 
 
 def digest_file(name: str) -> str | None:
@@ -243,11 +244,13 @@ def _find_class(source: Path) -> Any:
     """The registered class whose files say what an archive says."""
     kind = read_kind(source)
     if kind.endswith("checkpoint"):
-        raise ValueError(
-            f"{source}: not a saved agent, but the checkpoint of a training: end the training, and "
-            "give the agent that it saves"
+        raise make_file_error(
+            FileError,
+            source,
+            "not a saved agent, but the checkpoint of a training: end the training, and give the "
+            "agent that it saves",
         )
-    known: dict[Any, Any] = {}
+    known: dict[str, Any] = {}
     for name in AGENTS.names():
         try:
             found = AGENTS.load(name)
@@ -257,9 +260,11 @@ def _find_class(source: Path) -> Any:
             known[found.kind] = found
         if kind in known:
             return known[kind]
-    raise ValueError(
-        f"{source}: kind must be one of {', '.join(map(str, known))}, got {kind!r}: import the "
-        "module that registers it (isac-gym --import MODULE)"
+    raise make_file_error(
+        FileError,
+        source,
+        f"kind must be one of {', '.join(map(str, known))}, got {kind!r}: import the module that "
+        "registers it (isac-gym --import MODULE)",
     )
 
 
@@ -306,6 +311,8 @@ def _guess_content(source: Path, members: set[str]) -> str:
     if source.is_dir():
         is_labelled = (source / MANIFEST_NAME).exists()
         return "a folder of labels" if is_labelled else "a folder"
+    if not source.is_file():
+        return "a device, a pipe or a socket"
     with open_file(source, "not a saved agent") as file:
         start = file.read(6)
     if start == b"\x93NUMPY" or any(member.endswith(".npy") for member in members):

@@ -15,7 +15,7 @@ from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Report, Workspace
 from isac_gym.experiments.style import save_figure
 from isac_gym.files import write_atomically
-from isac_gym.reading import blame_file, open_file, read_json
+from isac_gym.reading import FileError, blame_file, make_file_error, open_file, read_json
 
 __all__ = ["run_experiment"]
 
@@ -131,7 +131,8 @@ def _read_rows(path: Path, fingerprint: dict[str, Any]) -> list[list[Any]]:
     for key in dict.fromkeys([*fingerprint, *settings] if rows else []):
         held, own = settings.get(key), fingerprint.get(key)
         if held != own:
-            raise ValueError(f"{path}: rows must be for {key}={own!r}, got {held!r}; {advice}")
+            message = f"rows must be for {key}={own!r}, got {held!r}; {advice}"
+            raise make_file_error(FileError, path, message)
     return rows
 
 
