@@ -319,11 +319,11 @@ def test_hostile_values_in_a_description_are_refused_or_change_nothing(
     # A checkpoint that counts less goes on for longer.
     door = dataclasses.replace(DOORS[name], is_whole="checkpoint" not in name)
     refused = 0
-    for label, text in hostile_files.list_json_damages(entries["agent.json"], 60, seed=1):
+    for label, text in hostile_files.list_json_damages(entries["agent.json"], 24, seed=1):
         path.write_bytes(hostile_files.pack({**entries, "agent.json": text}))
         refused += is_refused(door, path, expected, label)
     path.write_bytes(content)
-    assert refused > 25
+    assert refused > 8
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -345,11 +345,11 @@ def test_hostile_tensors_are_refused_by_name(name: str, good: Any) -> None:
 def test_hostile_values_in_plain_json_are_refused_by_name(name: str, good: Any) -> None:
     path, content, expected = good(name)
     refused = 0
-    for label, text in hostile_files.list_json_damages(content, 60, seed=2):
+    for label, text in hostile_files.list_json_damages(content, 40, seed=2):
         path.write_bytes(text)
         refused += is_refused(DOORS[name], path, expected, label)
     path.write_bytes(content)
-    assert refused > 15
+    assert refused > 10
 
 
 @pytest.mark.parametrize("name", DOORS)

@@ -123,7 +123,7 @@ def _convert(path: Path, array: StoredArray, file: IO[bytes]) -> Complex:
     for start in range(0, array.count, step):
         size = min(step, array.count - start) * array.dtype.itemsize
         part = np.frombuffer(read_exactly(file, size), array.dtype)
-        with np.errstate(over="ignore"):  # what overflows is found below
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
             samples[start : start + step] = part
         bad = np.flatnonzero(~np.isfinite(samples[start : start + step]))
         if len(bad):

@@ -194,6 +194,14 @@ class _Saved:
                 )
         return cls(config, held.options, held.seed, scenario, held.channel_model, held.constraints)
 
+    def describe_environment(self) -> dict[str, Any]:
+        """As :meth:`~isac_gym.learning.agent.LearningAgent.describe_environment`."""
+        return {
+            "scenario": self.scenario.to_dict(),
+            "channel_model": self.channel_model,
+            "constraints": self.constraints,
+        }
+
     def make_env(self) -> Any:
         """An environment like that which the agent was saved for."""
         import gymnasium as gym
@@ -220,11 +228,17 @@ def load_agent_of(
     problem = f"not a saved {kind.kind}, or damaged"
     with open_archive(path, kind.kind, SavedAgent, problem=problem) as archive:
         saved = _Saved.read(kind, archive)
+        is_own = env is None
         with blame_file(path, ""):
-            env = saved.make_env() if env is None else env
+            env = saved.make_env() if is_own else env
             agent, is_kept = _make_agent(kind, saved, env, device)
         _check_met(path, saved, agent)
-        is_same = _restore(path, archive, saved, agent, is_kept)
+        parts = [saved.channel_model, *saved.constraints]
+        is_same = is_own or (
+            all(part.get("arguments") is not None for part in parts)
+            and agent.describe_environment() == saved.describe_environment()
+        )
+        _restore(path, archive, saved, agent, is_kept, is_same)
         training = archive.held.training or SavedTraining()
     agent.title = f"{kind.kind}, loaded"
     for name in _TRAINING:
@@ -261,16 +275,23 @@ def _check_met(path: Path, saved: _Saved, agent: LearningAgent) -> None:
 
 
 def _restore(
-    path: Path, archive: Archive[SavedAgent], saved: _Saved, agent: LearningAgent, is_kept: bool
-) -> bool:
-    """Take over the tensors, and return whether the environment is the one they were saved for."""
-    described = agent.describe_environment()
-    parts = [saved.channel_model, *saved.constraints]
-    is_same = described == {
-        "scenario": saved.scenario.to_dict(),
-        "channel_model": saved.channel_model,
-        "constraints": saved.constraints,
-    } and all(part.get("arguments") is not None for part in parts)
+    path: Path,
+    archive: Archive[SavedAgent],
+    saved: _Saved,
+    agent: LearningAgent,
+    is_kept: bool,
+    is_same: bool,
+) -> None:
+    """Take over the tensors.
+
+    Args:
+        path: The file.
+        archive: Its content.
+        saved: What it says.
+        agent: What takes them over.
+        is_kept: Whether multipliers mean what they meant.
+        is_same: Whether the environment is the one that they were saved for.
+    """
     with blame_file(path, "damaged"):
         check_shapes(select_prefix(archive.shapes, "network."), agent.network.state_dict())
         tensors = archive.read_tensors()
@@ -278,7 +299,8 @@ def _restore(
         agent.network.load_state_dict(select_prefix(tensors, "network."))
         if is_kept or not agent.network.fits_other_sizes:
             held = select_prefix(tensors, "multipliers.")
-            if described["constraints"] != saved.constraints:  # those that are there as well
+            if agent.describe_environment()["constraints"] != saved.constraints:
+                # Those that are there as well.
                 own_state = agent.multipliers.state_dict()
                 held = {name: held.get(name, value) for name, value in own_state.items()}
             agent.multipliers.load_state_dict(held)
@@ -287,7 +309,6 @@ def _restore(
             if calibrated.shape != (agent.scenario.num_cells,):
                 raise ValueError(f"calibrated has shape {tuple(calibrated.shape)}")
             agent.calibrated = calibrated.to(agent.system.device)
-    return is_same
 
 
 def _make_agent(kind: type[_Agent], saved: _Saved, env: Any, device: str) -> tuple[_Agent, bool]:

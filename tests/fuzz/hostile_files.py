@@ -164,7 +164,8 @@ def make_bomb(entries: Mapping[str, bytes], name: str, start: bytes, zeros: int)
     crc = zlib.crc32(start)
     for _ in range(zeros):
         crc = zlib.crc32(chunk, crc)
-    packed = deflate(start) + zeros * deflate(chunk) + b"\x03\x00"
+    end = zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+    packed = deflate(start) + zeros * deflate(chunk) + end
     content = pack({**entries, name: packed}, zipfile.ZIP_STORED)
     return edit_records(content, name, method=8, crc=crc, size=len(start) + zeros * 2**20)
 
@@ -190,7 +191,7 @@ def list_zip_damages(content: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{name} said to be larger", edit_records(content, name, size=2**32 - 2)
         yield f"{name} said to be smaller", edit_records(content, name, size=8)
         yield f"{name} of another checksum", edit_records(content, name, crc=1)
-        yield f"{name} a bomb", make_bomb(others, name, held, 256)
+        yield f"{name} a bomb", make_bomb(others, name, held, 96)
 
 
 # JSON
