@@ -54,6 +54,7 @@ class _Manifest(msgspec.Struct):
     format: Literal[2]
     count: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
     shard_size: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    scenario: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,4 +274,6 @@ def _read_shard(path: Path, codec: Codec) -> dict[str, npt.NDArray[Any]]:
                 if array.offset + array.size != size:
                     raise ValueError(f"{name} has {size} bytes, and states {array.size}")
                 arrays[name] = array.read(entry)
+                if not np.isfinite(arrays[name]).all():
+                    raise ValueError(f"{name} must be finite")
     return arrays

@@ -90,8 +90,8 @@ ANY_FILE: Mapping[str, Damage] = {
     "an array of a huge header": lambda content: (
         b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{"
     ),
-    **{f"flipped bit {seed}": flip_bit(seed) for seed in range(12)},
-    **{f"overwritten {seed}": overwrite(seed) for seed in range(4)},
+    **{f"flipped bit {seed}": flip_bit(seed) for seed in range(6)},
+    **{f"overwritten {seed}": overwrite(seed) for seed in range(2)},
 }
 """Damages of any file."""
 
@@ -191,7 +191,7 @@ def list_zip_damages(content: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{name} said to be larger", edit_records(content, name, size=2**32 - 2)
         yield f"{name} said to be smaller", edit_records(content, name, size=8)
         yield f"{name} of another checksum", edit_records(content, name, crc=1)
-        yield f"{name} a bomb", make_bomb(others, name, held, 96)
+        yield f"{name} a bomb", make_bomb(others, name, held, 72)
 
 
 # JSON
