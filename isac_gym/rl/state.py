@@ -165,7 +165,7 @@ def _expect_state(
 def _check_alike(name: str, value: Any, own: Any) -> None:
     """Check that a value from a file is of the kind of one's own; None may be a number."""
     if isinstance(own, (list, tuple)):
-        if not isinstance(value, list) or len(value) != len(own):
+        if not isinstance(value, (list, tuple)) or len(value) != len(own):
             raise ValueError(f"{name} must be {len(own)} values, got {value!r}")
         for held, mine in zip(value, own, strict=True):
             _check_alike(name, held, mine)
