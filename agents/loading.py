@@ -6,9 +6,6 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
-import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +15,7 @@ from isac_gym.learning.archive import META_NAME, read_kind
 from isac_gym.learning.labels import MANIFEST_NAME
 from isac_gym.learning.pretrained import PREFIX, find_pretrained
 from isac_gym.policy import Policy
+from isac_gym.reading import FileError, ZipEntries, make_file_error, open_file, read_json
 from isac_gym.registry import AGENTS, make_agent
 
 __all__ = ["PreparedAgent", "digest_file", "load_agent", "prepare_agent"]
@@ -177,7 +175,8 @@ def load_agent(
         return agent if env is None else translate_model(agent, env)
     if META_NAME in members:
         return _load_by(_find_class(source), source, env, device)
-    raise ValueError(f"{source}: not a saved agent, but {_guess_content(source, members)}")
+    message = f"not a saved agent, but {_guess_content(source, members)}"
+    raise make_file_error(FileError, source, message)
 
 
 def digest_file(name: str) -> str | None:
@@ -214,10 +213,13 @@ def _load_by(kind: Any, source: Path, env: Any, device: str) -> Policy:
         raise ValueError(f"class of {source} must have load(path), got {kind!r}")
     try:
         agent = load(source, **_select_known(load, {"env": env, "device": device}))
-    except (ImportError, OSError, TypeError, ValueError):
+    except (ImportError, FileNotFoundError, FileError):
         raise
     except Exception as error:
-        raise ValueError(f"{source}: {kind!r} cannot load it ({error!r})") from error
+        if isinstance(error, (OSError, TypeError, ValueError)) and str(source) in str(error):
+            raise
+        message = f"{kind!r} cannot load it ({error!r})"
+        raise make_file_error(FileError, source, message) from error
     if not isinstance(agent, Policy):
         raise TypeError(f"{source}: must hold an agent with predict(observation, …), got {agent!r}")
     return agent
@@ -232,21 +234,23 @@ def _select_known(function: Callable[..., Any], arguments: dict[str, Any]) -> di
 def _list_members(source: Path) -> set[str]:
     """Names in a zip file; none if it is another file."""
     try:
-        with zipfile.ZipFile(source) as archive:
-            return set(archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+        with open_file(source, "no zip file") as file:
+            return set(ZipEntries(file).names)
+    except FileError:
         return set()
 
 
 def _find_class(source: Path) -> Any:
     """The registered class whose files say what an archive says."""
     kind = read_kind(source)
-    if isinstance(kind, str) and kind.endswith("checkpoint"):
-        raise ValueError(
-            f"{source}: not a saved agent, but the checkpoint of a training: end the training, and "
-            "give the agent that it saves"
+    if kind.endswith("checkpoint"):
+        raise make_file_error(
+            FileError,
+            source,
+            "not a saved agent, but the checkpoint of a training: end the training, and give the "
+            "agent that it saves",
         )
-    known: dict[Any, Any] = {}
+    known: dict[str, Any] = {}
     for name in AGENTS.names():
         try:
             found = AGENTS.load(name)
@@ -256,9 +260,11 @@ def _find_class(source: Path) -> Any:
             known[found.kind] = found
         if kind in known:
             return known[kind]
-    raise ValueError(
-        f"{source}: kind must be one of {', '.join(map(str, known))}, got {kind!r}: import the "
-        "module that registers it (isac-gym --import MODULE)"
+    raise make_file_error(
+        FileError,
+        source,
+        f"kind must be one of {', '.join(map(str, known))}, got {kind!r}: import the module that "
+        "registers it (isac-gym --import MODULE)",
     )
 
 
@@ -270,12 +276,12 @@ def _find_sb3_class(source: Path) -> Any:
         raise ImportError(
             f"{source} is a Stable-Baselines3 model: pip install 'isac-gym[rl]'"
         ) from error
-    try:
-        with zipfile.ZipFile(source) as archive:
-            data = dict(json.loads(archive.read("data")))
+    with open_file(source, "damaged Stable-Baselines3 model") as file:
+        entries = ZipEntries(file)
+        size = entries.measure("data")
+        with entries.open("data") as entry:
+            data = read_json(entry, dict[str, Any], size)
         home = str(data["policy_class"]["__module__"])
-    except (LookupError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{source}: damaged Stable-Baselines3 model ({error!r})") from error
     name = next((name for name, held in _SB3_ATTRIBUTES.items() if held in data), None)
     library = "sb3_contrib" if name == "TQC" else "stable_baselines3"
     # A Lagrangian algorithm may have a policy of the package.
@@ -305,7 +311,9 @@ def _guess_content(source: Path, members: set[str]) -> str:
     if source.is_dir():
         is_labelled = (source / MANIFEST_NAME).exists()
         return "a folder of labels" if is_labelled else "a folder"
-    with source.open("rb") as file:
+    if not source.is_file():
+        return "a device, a pipe or a socket"
+    with open_file(source, "not a saved agent") as file:
         start = file.read(6)
     if start == b"\x93NUMPY" or any(member.endswith(".npy") for member in members):
         return "a NumPy file; channels are given as --channel file:PATH"

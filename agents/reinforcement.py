@@ -6,19 +6,27 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
-import torch
+import msgspec
 from torch import Tensor
 
 from isac_gym.channels import ChannelModel, HeldChannels
 from isac_gym.envs.sb3 import make_sb3_env
 from isac_gym.envs.single import ISACEnv
 from isac_gym.envs.wrappers.vector import PenalisedReward
-from isac_gym.learning.archive import read_archive, select_prefix, write_archive
+from isac_gym.learning.archive import (
+    check_finite,
+    check_shapes,
+    open_archive,
+    select_prefix,
+    write_archive,
+)
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS, write_checkpoints
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
+from isac_gym.learning.saving import check_work
 from isac_gym.policy import SystemPolicy, Translation
+from isac_gym.reading import Count, Seconds, check_counts
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.keeping import learn_with_checkpoint
 from isac_gym.rl.making import make_model
@@ -32,6 +40,25 @@ from isac_gym.validation import check_integer, not_allowed
 __all__ = ["Reinforcement"]
 
 _Self = TypeVar("_Self", bound="Reinforcement")
+
+_LARGEST_ROLLOUT: Final = 2**20
+"""Blocks of a rollout or a batch in a file, for which there is memory when the agent is made."""
+
+
+class SavedReinforcement(msgspec.Struct):
+    """The description of an agent in a file."""
+
+    algorithm: str
+    control: str
+    observation: str
+    agent_seed: Count
+    settings: dict[str, Any]
+    scenario: dict[str, Any]
+    channel_model: dict[str, Any]
+    chosen_constraints: list[dict[str, Any]]
+    multipliers: dict[str, dict[str, float | None]]
+    channels_seen: Count | None
+    training_seconds: Seconds | None
 
 
 @register_agent(
@@ -346,32 +373,32 @@ class Reinforcement(SystemPolicy):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or foreign, or of a scenario with other dimensions.
         """
-        meta, tensors = read_archive(path, cls.kind)
-        try:
+        problem = "saved for another scenario, or damaged"
+        with open_archive(path, cls.kind, SavedReinforcement, problem=problem) as archive:
+            held = archive.held
+            _check_sizes(held, archive.shapes)
             if env is None:
-                env = _make_saved_env(meta)
+                env = _make_saved_env(held)
             agent = cls(
                 env,
-                meta["algorithm"],
-                control=meta["control"],
-                observation=meta["observation"],
-                seed=meta["agent_seed"],
+                held.algorithm,
+                control=held.control,
+                observation=held.observation,
+                seed=held.agent_seed,
                 device=device,
-                **meta["settings"],
+                **held.settings,
             )
-            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-                raise ValueError("weights must be finite")
-            agent.model.policy.load_state_dict(select_prefix(tensors, "policy."))
-            for name, state in meta["multipliers"].items():
+            policy = agent.model.policy
+            check_shapes(select_prefix(archive.shapes, "policy."), policy.state_dict())
+            tensors = archive.read_tensors()
+            check_finite(tensors)
+            policy.load_state_dict(select_prefix(tensors, "policy."))
+            for name, state in held.multipliers.items():
                 # Acting does not need them; another environment may have other constraints.
                 if name in agent.constraints:
                     agent.model.multipliers[name].load_state_dict(state)
-            agent.channels_seen = meta["channels_seen"]
-            agent.training_seconds = meta["training_seconds"]
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{path}: saved for another scenario, or damaged ({error!r})"
-            ) from error
+            agent.channels_seen = held.channels_seen
+            agent.training_seconds = held.training_seconds
         return agent
 
     def _make_env(self, count: int, is_training: bool = False) -> Any:
@@ -421,11 +448,26 @@ def _choose_spaces(scenario: Scenario, control: str | None, observation: str | N
     return chosen.replace(observation=observation)
 
 
-def _make_saved_env(meta: Mapping[str, Any]) -> Any:
+def _check_sizes(held: SavedReinforcement, shapes: Mapping[str, Tensor]) -> None:
+    """Check settings from a file against its tensors, before networks of their size are made."""
+    for name in ("settings", "scenario"):
+        check_counts(getattr(held, name), name)
+    settings = find_settings(held.algorithm, held.control, **held.settings)
+    numbers = sum(value.numel() for value in shapes.values())
+    if settings.width**2 > max(numbers, 1):
+        raise ValueError(f"width must fit {numbers} weights, got {settings.width}")
+    for name in ("rounds", "rollout_length", "batch_size"):
+        most = len(shapes) if name == "rounds" else _LARGEST_ROLLOUT
+        if getattr(settings, name) > most:
+            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
+
+
+def _make_saved_env(held: SavedReinforcement) -> Any:
     """An environment like that which an agent was saved for."""
-    constraints = [CONSTRAINTS.restore(each) for each in meta["chosen_constraints"]]
+    scenario = Scenario.from_dict(held.scenario)
+    check_work(scenario)
     return ISACEnv(
-        Scenario.from_dict(meta["scenario"]),
-        channel_model=CHANNELS.restore(meta["channel_model"]),
-        constraints=constraints,
+        scenario,
+        channel_model=CHANNELS.restore(held.channel_model),
+        constraints=[CONSTRAINTS.restore(each) for each in held.chosen_constraints],
     )

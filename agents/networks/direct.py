@@ -85,9 +85,10 @@ def check_layers(options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> N
         ValueError: If they do not.
         KeyError: If a tensor is missing.
     """
-    sizes = options.get("hidden_sizes")
-    for layer, size in enumerate(sizes or ()):
-        if len(weights[f"body.layers.{layer}.weight"]) != size:
+    sizes = options.get("hidden_sizes") or ()
+    for layer, size in enumerate(sizes):
+        rows, columns = weights[f"body.layers.{layer}.weight"].shape
+        if rows != size or (layer and columns != sizes[layer - 1]):
             raise ValueError(f"hidden_sizes {sizes} are not the file's")
 
 

@@ -26,6 +26,8 @@ __all__ = ["DirectStation", "DistributedDirectNetwork", "LocalCSI", "StationLaye
 LocalCSI: TypeAlias = Literal["own", "transmit"]
 
 _MESSAGE_BITS: Final = 8
+_UNUSED_BITS: Final = 1024
+"""Bits that a file may state where there is nobody to send them to."""
 
 
 class StationLayers(nn.Module):
@@ -266,6 +268,12 @@ def _check_widths(options: Mapping[str, Any], weights: Mapping[str, Tensor], pre
         expected |= {f"quantiser.layers.{layer}": size for layer, size in enumerate(given)}
         expected[f"quantiser.layers.{len(sizes)}"] = length
     for name, size in expected.items():
-        found = len(weights[f"{prefix}{name}.weight"])
+        found, columns = weights[f"{prefix}{name}.weight"].shape
+        body, _, layer = name.rpartition(".")
+        if int(layer) and columns != expected[f"{body}.{int(layer) - 1}"]:
+            raise ValueError(f"hidden_sizes {given} are not the file's")
         if found != size:
             raise ValueError(f"{name} must have {size} outputs as {dict(options)} say, got {found}")
+    inputs = weights[f"{prefix}optimiser.layers.0.weight"].shape[-1]
+    if length > max(inputs, _UNUSED_BITS):
+        raise ValueError(f"message_bits must be at most {inputs}, the inputs, got {length}")

@@ -79,7 +79,7 @@ def parse_assignments(option: str, assignments: Iterable[str] | None) -> dict[st
             raise ValueError(f"{option} must be NAME=VALUE, got {assignment!r}")
         try:
             changes[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             changes[key.strip()] = value
     return changes
 

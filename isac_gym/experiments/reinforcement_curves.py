@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,6 +28,7 @@ from isac_gym.experiments.reinforcement_references import BEST_STRUCTURED, Condi
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
 from isac_gym.files import write_atomically
 from isac_gym.learning.progress import TrainingProgress
+from isac_gym.reading import Count, Real, Seconds, open_file, read_json
 from isac_gym.registry import register_experiment
 from isac_gym.validation import not_allowed
 
@@ -282,6 +284,16 @@ class ReinforcementCurves(Conditioned):
         return figure
 
 
+class _KeptCurve(msgspec.Struct):
+    """What the file of a curve holds."""
+
+    channels: list[Count]
+    seconds: list[Seconds]
+    rates: list[Real]
+    losses: list[Real]
+    clock: list[tuple[Count, Seconds]]
+
+
 class _Curve:
     """A callback that judges an agent as it learns, at channels seen that grow geometrically.
 
@@ -343,11 +355,15 @@ class _Curve:
     def _go_on(self, seen: int) -> None:
         """Take what was found before a training was killed, up to where it now goes on."""
         assert self._path is not None
-        kept = json.loads(self._path.read_text(encoding="utf-8"))
-        self._clock = [(then, at) for then, at in kept.pop("clock") if then < seen]
-        count = sum(then < seen for then in kept["channels"])
-        for name, values in kept.items():
-            setattr(self, name, values[:count])
+        advice = f"delete {self._path.parent} to start anew"
+        with open_file(self._path, "damaged", advice=advice) as file:
+            kept = read_json(file, _KeptCurve)
+            if len({len(getattr(kept, name)) for name in self.state()}) != 1:
+                raise ValueError(f"{', '.join(self.state())} must be of the same length")
+        self._clock = [(then, at) for then, at in kept.clock if then < seen]
+        count = sum(then < seen for then in kept.channels)
+        for name in self.state():
+            setattr(self, name, getattr(kept, name)[:count])
         self._before = self._clock[-1][1] if self._clock else 0.0
         self._killed = False
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +25,7 @@ from isac_gym.evaluation.provenance import provenance
 from isac_gym.experiments.base import Experiment, Workspace, setting
 from isac_gym.files import write_atomically
 from isac_gym.policy import Policy
+from isac_gym.reading import Real, open_file, read_json
 from isac_gym.validation import not_allowed
 
 __all__ = ["BEST_STRUCTURED", "Conditioned", "Reference"]
@@ -187,20 +189,25 @@ class Conditioned(Experiment):
         return self._judged[key]
 
 
+class _Kept(msgspec.Struct):
+    """What the file of a reference holds."""
+
+    rates: list[list[Real]]
+    loss: Real
+
+
 def _read_reference(path: Path, shape: tuple[int, ...]) -> Reference:
     """What an earlier run kept.
 
     Raises:
         ValueError: If the file is damaged.
     """
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        rates, loss = np.array(kept["rates"], np.float64), float(kept["loss"])
-        if rates.shape != shape or not np.isfinite(rates).all() or not np.isfinite(loss):
-            raise ValueError(f"rates must be finite numbers of shape {shape}, got {rates.shape}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); delete it to compute it anew") from error
-    return Reference(rates, loss)
+    with open_file(path, "damaged", advice="delete it to compute it anew") as file:
+        kept = read_json(file, _Kept)
+        rates = np.array(kept.rates, np.float64)
+        if rates.shape != shape:
+            raise ValueError(f"rates must be numbers of shape {shape}, got {rates.shape}")
+        return Reference(rates, kept.loss)
 
 
 def _select_seen(blocks: EvaluationSet) -> torch.Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from isac_gym.evaluation.table import Row, Table
@@ -19,6 +21,7 @@ from isac_gym.files import (
     write_atomically,
 )
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
+from isac_gym.reading import FileError, blame_file, make_file_error, open_file, read_json
 from isac_gym.stopping import state_what_is_kept
 
 __all__ = ["run_experiment"]
@@ -62,7 +65,7 @@ def run_experiment(
     if not points:
         raise ValueError(f"experiment {experiment.name!r} must have at least one point, got none")
     if folder is None:
-        return experiment.tabulate(_compute(experiment, points, Workspace(None, report)))
+        return experiment.tabulate(_compute(experiment, points, Workspace(None, report))[0])
     folder = Path(folder)
     check_output_folder(folder)
     written = [folder / f"{experiment.name}.{ending}" for ending in ("json", "csv", "png")]
@@ -73,23 +76,45 @@ def run_experiment(
     told = state_what_is_kept(experiment.name, f"finished points are kept in {unfinished}")
     with lock_output(*written, unfinished), told:
         workspace = Workspace(unfinished, report, checkpoint_seconds)
-        table = experiment.tabulate(_compute(experiment, points, workspace))
+        rows, goes_on = _compute(experiment, points, workspace)
+
+        def blame_rows() -> AbstractContextManager[None]:
+            # What a row holds, only the experiment knows.
+            path = unfinished / _ROWS
+            problem = f"rows do not fit experiment {experiment.name!r}"
+            return blame_file(path, problem, advice=_advise(path)) if goes_on else nullcontext()
+
+        with blame_rows():
+            table = experiment.tabulate(rows)
         as_json, as_csv, as_png = written
         table.to_csv(as_csv)
         table.to_json(as_json)
-        figure = experiment.draw(table)
+        with blame_rows():
+            figure = experiment.draw(table)
         if figure is not None:
             save_figure(figure, as_png)
         shutil.rmtree(unfinished)
     return table
 
 
-def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) -> list[Row]:
+class _Kept(msgspec.Struct):
+    """What a file of rows holds; what is in a row, only its experiment knows."""
+
+    settings: dict[str, Any]
+    rows: list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _compute(
+    experiment: Experiment, points: list[Any], workspace: Workspace
+) -> tuple[list[Row], bool]:
+    """The rows, and whether some of them come from a file of an earlier run."""
     fingerprint = _fingerprint(experiment)
     path = None if workspace.folder is None else workspace.folder / _ROWS
     kept: list[list[Any]] = []
+    goes_on = False
     if path is not None:
         kept = _read_rows(path, fingerprint)
+        goes_on = bool(kept)
         _write_rows(path, fingerprint, kept)
     rows: list[Row] = []
     for number, point in enumerate(points, 1):
@@ -102,7 +127,7 @@ def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) ->
                 _write_rows(path, fingerprint, kept)
         rows.append({**point, **row})
     workspace.say("")
-    return rows
+    return rows, goes_on
 
 
 def _fingerprint(experiment: Experiment) -> dict[str, Any]:
@@ -118,19 +143,23 @@ def _read_rows(path: Path, fingerprint: dict[str, Any]) -> list[list[Any]]:
     Raises:
         ValueError: If the file is damaged, or of other settings.
     """
-    advice = f"delete {path.parent} to start anew, or choose another folder"
+    advice = _advise(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        settings, rows = dict(content["settings"]), [[dict(p), dict(r)] for p, r in content["rows"]]
+        with open_file(path, "damaged", advice=advice) as file:
+            kept = read_json(file, _Kept)
     except FileNotFoundError:
         return []
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error!r}); {advice}") from error
+    settings, rows = kept.settings, [[point, row] for point, row in kept.rows]
     for key in dict.fromkeys([*fingerprint, *settings] if rows else []):
         held, own = settings.get(key), fingerprint.get(key)
         if held != own:
-            raise ValueError(f"{path}: rows must be for {key}={own!r}, got {held!r}; {advice}")
+            message = f"rows must be for {key}={own!r}, got {held!r}; {advice}"
+            raise make_file_error(FileError, path, message)
     return rows
+
+
+def _advise(path: Path) -> str:
+    return f"delete {path.parent} to start anew, or choose another folder"
 
 
 def _write_rows(path: Path, fingerprint: dict[str, Any], rows: list[list[Any]]) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from isac_gym.learning.agent import LearningAgent
 from isac_gym.learning.progress import Callback, StatefulCallback, TrainingProgress
+from isac_gym.reading import Count, Real, convert_json
 from isac_gym.system.simulation import Simulation
 from isac_gym.validation import check_integer, check_real
 
@@ -140,7 +141,7 @@ class EvaluationCallback:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state."""
-        self.history = [Evaluation(**entry) for entry in state["history"]]
+        self.history = convert_json(state["history"], list[Evaluation])
         if self._then is not None:
             self._then.load_state_dict(state["then"])
 
@@ -185,7 +186,8 @@ class StopOnConvergence:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state."""
-        self._best, self._waited = state["best"], state["waited"]
+        self._best = convert_json(state["best"], Real | None)  # type: ignore[arg-type]
+        self._waited = convert_json(state["waited"], Count)
 
 
 class CheckpointCallback:

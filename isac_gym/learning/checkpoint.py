@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isac_gym.learning.archive import read_archive, select_prefix, write_archive
+from isac_gym.learning.archive import (
+    Archive,
+    check_finite,
+    check_shapes,
+    open_archive,
+    select_prefix,
+    write_archive,
+)
 from isac_gym.learning.losses import TrainingLoss
 from isac_gym.learning.progress import StatefulCallback
+from isac_gym.reading import Count, FileError, make_file_error
 
 __all__ = [
     "CHECKPOINT_KIND",
@@ -22,6 +32,7 @@ __all__ = [
     "TrainingState",
     "check_checkpoint",
     "hash_tensors",
+    "open_checkpoint",
     "restore_checkpoint",
     "save_checkpoint",
 ]
@@ -29,8 +40,25 @@ __all__ = [
 CHECKPOINT_KIND: Final = "training checkpoint"
 
 
-class CheckpointError(ValueError):
+_Schema = TypeVar("_Schema")
+
+_ADVICE: Final = "delete it to start anew, or choose another place"
+_SQUARES: Final = ".exp_avg_sq"
+"""Means of squared gradients, of which a finite gradient can make infinity: a step of zero."""
+
+
+class CheckpointError(FileError):
     """A checkpoint is damaged, or of another training."""
+
+
+class SavedState(msgspec.Struct):
+    """The description of a checkpoint."""
+
+    identity: dict[str, Any]
+    iterations_done: Count
+    ended: bool
+    rng: dict[str, Any]
+    callback: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,25 +119,42 @@ def check_checkpoint(path: Path, identity: Mapping[str, Any]) -> None:
         CheckpointError: If it is damaged, or of another training.
     """
     if path.exists():
-        read_checkpoint(path, identity)
+        with open_checkpoint(path, CHECKPOINT_KIND, identity, SavedState):
+            pass
 
 
-def read_checkpoint(
-    path: str | Path, identity: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of a checkpoint, if it is of this training."""
-    try:
-        meta, tensors = read_archive(path, CHECKPOINT_KIND)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    saved = meta.get("identity", {})
-    differing = [key for key in identity if saved.get(key) != identity[key]]
-    if differing:
-        raise CheckpointError(
-            f"{path}: checkpoint must be of this training, got one with another "
-            f"{', '.join(differing)}; delete it to start anew, or choose another place"
-        )
-    return meta, tensors
+@contextmanager
+def open_checkpoint(
+    path: str | Path, kind: str, identity: Mapping[str, Any], schema: type[_Schema]
+) -> Iterator[Archive[_Schema]]:
+    """Open a checkpoint, if it is of this training.
+
+    What is raised while it is open becomes an error that names it.
+
+    Args:
+        path: The file.
+        kind: Its kind.
+        identity: What tells this training from others, or some of it.
+        schema: What its description must hold.
+
+    Raises:
+        CheckpointError: If it is damaged, or of another training.
+    """
+    with open_archive(
+        path, kind, schema, problem="damaged checkpoint", advice=_ADVICE, error=CheckpointError
+    ) as archive:
+        saved = archive.meta.get("identity")
+        if not isinstance(saved, dict):
+            raise ValueError("identity is missing")
+        differing = [key for key in identity if saved.get(key) != identity[key]]
+        if differing:
+            raise make_file_error(
+                CheckpointError,
+                path,
+                "checkpoint must be of this training, got one with another "
+                f"{', '.join(differing)}; {_ADVICE}",
+            )
+        yield archive
 
 
 def restore_checkpoint(
@@ -128,17 +173,35 @@ def restore_checkpoint(
     Raises:
         CheckpointError: If it is damaged, or of another training.
     """
-    meta, tensors = read_checkpoint(path, described["identity"])
-    if training.callback is not None:
-        try:
-            training.callback.load_state_dict(meta.get("callback", {}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: checkpoint must be of a training with the same callbacks, got a state "
-                f"that does not fit them ({error!r})"
-            ) from error
-
-    try:
+    identity = described["identity"]
+    with open_checkpoint(path, CHECKPOINT_KIND, identity, SavedState) as archive:
+        held = archive.held
+        if training.callback is not None:
+            try:
+                training.callback.load_state_dict(held.callback)
+            except Exception as error:
+                raise make_file_error(
+                    CheckpointError,
+                    path,
+                    "checkpoint must be of a training with the same callbacks, got a state that "
+                    f"does not fit them ({error!r})",
+                ) from error
+        iterations = identity["settings"]["iterations"]
+        if held.iterations_done > iterations:
+            raise ValueError(
+                f"iterations_done must be at most {iterations}, got {held.iterations_done}"
+            )
+        parameters = training.optimiser.param_groups[0]["params"]
+        check_shapes(
+            archive.shapes,
+            {
+                **{f"network.{name}": v for name, v in training.network.state_dict().items()},
+                **{f"loss.{name}": v for name, v in training.loss.state_dict().items()},
+                **_expect_optimiser(archive.shapes, parameters, held.iterations_done),
+            },
+        )
+        tensors = archive.read_tensors()
+        check_finite(tensors, largest=_SQUARES)
         training.network.load_state_dict(select_prefix(tensors, "network."))
         training.loss.load_state_dict(select_prefix(tensors, "loss."))
         state: dict[int, dict[str, Tensor]] = {}
@@ -147,7 +210,26 @@ def restore_checkpoint(
             state.setdefault(int(index), {})[entry] = value
         groups = training.optimiser.state_dict()["param_groups"]
         training.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        training.rng.bit_generator.state = meta["rng"]
-        return int(meta["iterations_done"]), bool(meta["ended"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint ({error})") from error
+        training.rng.bit_generator.state = held.rng
+        return held.iterations_done, held.ended
+
+
+def _expect_optimiser(
+    found: Mapping[str, Tensor], parameters: list[nn.Parameter], done: int
+) -> dict[str, Tensor]:
+    """What there must be of Adam's state: nothing, or all, of each parameter.
+
+    A parameter that has never had a gradient has no state, but all cannot be without one.
+    """
+    expected: dict[str, Tensor] = {}
+    for index, parameter in enumerate(parameters):
+        begin = f"optimiser.{index}."
+        if any(name.startswith(begin) for name in found):
+            expected |= {
+                f"{begin}step": torch.empty((), device="meta"),
+                f"{begin}exp_avg": parameter,
+                f"{begin}exp_avg_sq": parameter,
+            }
+    if done and parameters and not expected:
+        raise ValueError("the state of the optimiser is missing")
+    return expected

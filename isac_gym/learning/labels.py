@@ -11,19 +11,29 @@ import dataclasses
 import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from isac_gym import __version__
 from isac_gym.channels.base import Complex
 from isac_gym.files import check_output_folder, lock_output, write_atomically
+from isac_gym.learning.saving import check_sizes
 from isac_gym.policy import Policy
+from isac_gym.reading import (
+    FileError,
+    ZipEntries,
+    blame_file,
+    convert_json,
+    make_file_error,
+    open_file,
+    read_array_header,
+    read_json,
+)
 from isac_gym.registry import CHANNELS
 from isac_gym.scenario import Scenario
 from isac_gym.stopping import state_what_is_kept
@@ -36,6 +46,16 @@ __all__ = ["MANIFEST_NAME", "Labels", "generate_labels", "load_labels"]
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 2
+_NO_MANIFEST: Final = "no manifest of labels, or damaged"
+
+
+class _Manifest(msgspec.Struct):
+    """What a manifest must hold; what else it holds is compared."""
+
+    format: Literal[2]
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    shard_size: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    scenario: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +145,7 @@ def generate_labels(
         for index in range(math.ceil(count / shard_size)):
             size = min(shard_size, count - index * shard_size)
             shard = folder / _name_shard(index)
-            if not (shard.exists() and len(_read_shard(shard, system.codec)["channels"]) == size):
+            if not (shard.exists() and _count_blocks(_read_shard(shard, system.codec)) == size):
                 # Always a whole shard, so that its beginning does not depend on the count.
                 simulation = Simulation(system, model, shard_size)
                 simulation.start(np.random.default_rng((seed, index)))
@@ -199,18 +219,18 @@ def load_labels(folder: str | Path) -> Labels:
     folder = Path(folder)
     manifest = _read_manifest(folder / MANIFEST_NAME)
     count, size = manifest["count"], manifest["shard_size"]
-    try:
-        codec = Codec(Scenario.from_dict(manifest["scenario"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / MANIFEST_NAME}: damaged ({error})") from error
+    with blame_file(folder / MANIFEST_NAME, _NO_MANIFEST):
+        scenario = Scenario.from_dict(manifest["scenario"])
+        check_sizes(scenario)
+        codec = Codec(scenario)
     parts = []
     for index in range(math.ceil(count / size)):
         shard = folder / _name_shard(index)
         if not shard.exists():
             raise ValueError(f"{folder}: incomplete, {shard.name} is missing; generate it again")
         part = _read_shard(shard, codec)
-        if len(part["channels"]) != min(size, count - index * size):
-            raise ValueError(f"{shard}: incomplete; generate the labels again")
+        if _count_blocks(part) != min(size, count - index * size):
+            raise make_file_error(FileError, shard, "incomplete; generate the labels again")
         parts.append(part)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Labels(**joined, manifest=manifest)
@@ -224,18 +244,15 @@ def _as_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
+def _count_blocks(arrays: dict[str, npt.NDArray[Any]]) -> int:
+    return len(arrays["channels"])
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError(f"format must be {_FORMAT}")
-        check_integer("count", content.get("count"), 1)
-        check_integer("shard_size", content.get("shard_size"), 1)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no manifest of labels, or damaged ({error})") from error
-    return content
+    with open_file(path, _NO_MANIFEST) as file:
+        content = read_json(file, dict[str, Any])
+        convert_json(content, _Manifest)
+        return content
 
 
 def _read_shard(path: Path, codec: Codec) -> dict[str, npt.NDArray[Any]]:
@@ -253,29 +270,24 @@ def _read_shard(path: Path, codec: Codec) -> dict[str, npt.NDArray[Any]]:
         "sum_rates": ((), np.float32),
         "sensing_losses": ((cells,), np.float32),
     }
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = {name: np.asarray(content[name]) for name in expected}
-        count = len(arrays["channels"])
+    with open_file(path, "damaged", advice="remove it and generate it again") as file:
+        entries = ZipEntries(file)
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        count: int | None = None
         for name, (shape, kind) in expected.items():
-            found = arrays[name]
-            if found.shape != (count, *shape) or found.dtype != kind:
-                raise ValueError(
-                    f"{name} must be {kind.__name__} of shape {(count, *shape)}, got "
-                    f"{found.dtype} {found.shape}"
-                )
-    except FileNotFoundError:
-        raise
-    # What a damaged zip file can raise: NotImplementedError for an unknown compression among it.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        TypeError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(f"{path}: damaged ({error}); remove it and generate it again") from error
+            size = entries.measure(f"{name}.npy")
+            with entries.open(f"{name}.npy") as entry:
+                array = read_array_header(entry)
+                if count is None:
+                    count = array.shape[0] if array.shape else 0
+                if array.shape != (count, *shape) or array.dtype != kind:
+                    raise ValueError(
+                        f"{name} must be {kind.__name__} of shape {(count, *shape)}, got "
+                        f"{array.dtype} {array.shape}"
+                    )
+                if array.offset + array.size != size:
+                    raise ValueError(f"{name} has {size} bytes, and states {array.size}")
+                arrays[name] = array.read(entry)
+                if not np.isfinite(arrays[name]).all():
+                    raise ValueError(f"{name} must be finite")
     return arrays

@@ -5,24 +5,36 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from isac_gym.distributed import StationPolicy
-from isac_gym.learning.archive import read_archive, select_prefix, write_archive
+from isac_gym.learning.archive import check_finite, open_archive, select_prefix, write_archive
 from isac_gym.learning.config import AgentConfig
 from isac_gym.learning.network import Network, list_network_options
-from isac_gym.learning.saving import check_sizes
+from isac_gym.learning.saving import check_work
+from isac_gym.reading import Count, check_counts
 from isac_gym.registry import NETWORKS
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import choose_device
-from isac_gym.validation import check_integer, check_real
+from isac_gym.validation import check_real
 
 __all__ = ["STATION_KIND", "LearnedStation", "StationNetwork", "load_station", "save_station"]
 
 STATION_KIND: Final = "Station"
+
+
+class SavedStation(msgspec.Struct):
+    """The description of a station in a file."""
+
+    architecture: str
+    options: dict[str, Any]
+    scenario: dict[str, Any]
+    station: Count
+    price: Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
 
 
 class LearnedStation(StationPolicy):
@@ -151,12 +163,15 @@ def load_station(path: str | Path, *, device: str = "auto") -> LearnedStation:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or foreign.
     """
-    meta, tensors = read_archive(path, STATION_KIND)
     chosen = choose_device(device)
-    try:
-        scenario = Scenario.from_dict(meta["scenario"])
-        check_sizes(scenario)
-        config = AgentConfig(architecture=meta["architecture"], options=meta["options"])
+    problem = "not a saved station, or damaged"
+    with open_archive(path, STATION_KIND, SavedStation, problem=problem) as archive:
+        held = archive.held
+        for name in ("options", "scenario"):
+            check_counts(getattr(held, name), name)
+        scenario = Scenario.from_dict(held.scenario)
+        check_work(scenario)
+        config = AgentConfig(architecture=held.architecture, options=held.options)
         # No module is imported because a file names it.
         if config.architecture not in NETWORKS.entries():
             raise ValueError(
@@ -169,18 +184,16 @@ def load_station(path: str | Path, *, device: str = "auto") -> LearnedStation:
         unknown = sorted(set(config.options) - set(list_network_options(config.architecture)))
         if unknown:
             raise ValueError(f"options must be those of {config.architecture!r}, got {unknown}")
-        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-            raise ValueError("weights must be finite")
+        tensors = archive.read_tensors()
+        check_finite(tensors)
         part: LearnedStation = network.restore_station(
             scenario,
-            check_integer("station", meta["station"], 0),
+            held.station,
             select_prefix(tensors, "weights."),
             config.options,
-            price=meta["price"],
+            price=held.price,
             device=chosen,
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a saved station, or damaged ({error!r})") from error
     part.layers.requires_grad_(False)
     part.layers.eval()
     return part

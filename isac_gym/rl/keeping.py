@@ -8,17 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from isac_gym.learning.archive import read_archive, write_archive
-from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.archive import check_finite, write_archive
+from isac_gym.learning.checkpoint import open_checkpoint
 from isac_gym.learning.checkpoint_writer import CheckpointWriter
-from isac_gym.rl.state import copy_tensor, flatten_state, follow_name, restore_state
+from isac_gym.reading import Count, Seconds
+from isac_gym.rl.state import check_state, copy_tensor, flatten_state, follow_name, restore_state
 
 __all__ = ["CHECKPOINT_KIND", "learn_with_checkpoint"]
 
 CHECKPOINT_KIND: Final = "reinforcement learning checkpoint"
+
+
+class SavedModel(msgspec.Struct):
+    """The description of such a checkpoint."""
+
+    num_timesteps: Count
+    num_updates: Count
+    optimisers: dict[str, Any]
+    seconds: Seconds = 0.0
 
 
 def learn_with_checkpoint(
@@ -108,24 +119,18 @@ class _Keeper(BaseCallback):
 
 def _restore(model: Any, path: Path, identity: Mapping[str, Any]) -> float:
     """Put back what a file holds, and return the time that it took, in s."""
-    advice = f"delete {path} to start anew, or choose another place"
-    try:
-        meta, tensors = read_archive(path, CHECKPOINT_KIND)
-        differing = [name for name in identity if meta["identity"].get(name) != identity[name]]
-        if differing:
-            raise CheckpointError(
-                f"{path} must be of this training, but has another {', '.join(differing)}: {advice}"
-            )
-        modules, variables = model._get_torch_save_params()
-        for name in modules:
-            restore_state(name, follow_name(model, name), meta["optimisers"], tensors)
+    with open_checkpoint(path, CHECKPOINT_KIND, identity, SavedModel) as archive:
+        held = archive.held
+        names, variable_names = model._get_torch_save_params()
+        parts = {name: follow_name(model, name) for name in names}
+        variables = {name: follow_name(model, name) for name in variable_names}
+        check_state(parts, variables, held.optimisers, archive.shapes)
+        tensors = archive.read_tensors()
+        check_finite(tensors, largest="avg_sq")
+        for name, part in parts.items():
+            restore_state(name, part, held.optimisers, tensors)
         with torch.no_grad():
-            for name in variables:
-                follow_name(model, name).copy_(tensors[name])
-        model.num_timesteps = int(meta["num_timesteps"])
-        model._n_updates = int(meta["num_updates"])
-        return float(meta.get("seconds", 0.0))
-    except CheckpointError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): {advice}") from error
+            for name, variable in variables.items():
+                variable.copy_(tensors[name])
+        model.num_timesteps, model._n_updates = held.num_timesteps, held.num_updates
+        return held.seconds

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,16 +18,20 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from isac_gym.learning.archive import read_archive, write_archive
-from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.archive import write_archive
+from isac_gym.learning.checkpoint import open_checkpoint
 from isac_gym.learning.checkpoint_writer import (
     DEFAULT_SECONDS,
     CheckpointWriter,
     write_checkpoints,
 )
+from isac_gym.reading import Count, Seconds, convert_json
 from isac_gym.rl.entries import read_entries
 from isac_gym.rl.multipliers import Multiplier, PlainMultiplier
 from isac_gym.rl.state import (
+    RandomState,
+    check_random_state,
+    check_state,
     copy_tensor,
     flatten_state,
     follow_name,
@@ -66,6 +71,19 @@ _SETTINGS: Final = (
 """What tells trainings of a class apart, where the class has it."""
 
 _Self = TypeVar("_Self", bound="Lagrangian")
+
+
+class SavedRun(msgspec.Struct):
+    """What :meth:`Lagrangian.get_state` finds beside tensors, as a file holds it."""
+
+    num_timesteps: Count
+    num_rollouts: Count
+    num_updates: Count
+    num_episodes: Count
+    multipliers: dict[str, dict[str, float | None]]
+    optimisers: dict[str, Any]
+    random: RandomState
+    seconds: Seconds = 0.0
 
 
 class Lagrangian(BaseAlgorithm):
@@ -243,19 +261,24 @@ class Lagrangian(BaseAlgorithm):
                 f"state must be of this training, got one with another {', '.join(differing)}"
             )
         try:
-            for name, held in self._list_parts().items():
-                restore_state(name, held, meta["optimisers"], tensors)
+            # As from a file: tuples as lists.
+            held = convert_json(msgspec.to_builtins(dict(meta)), SavedRun)
+            parts, variables = self._list_parts(), self._list_variables()
+            check_state(parts, variables, held.optimisers, tensors)
+            states = check_random_state(self.action_space, held.random, tensors)
+            for name, part in parts.items():
+                restore_state(name, part, held.optimisers, tensors)
             with torch.no_grad():
-                for name, variable in self._list_variables().items():
+                for name, variable in variables.items():
                     variable.copy_(tensors[name])
             for name, multiplier in self.multipliers.items():
-                multiplier.load_state_dict(meta["multipliers"][name])
-            self.num_timesteps = int(meta["num_timesteps"])
-            self._num_rollouts = int(meta["num_rollouts"])
-            self._n_updates = int(meta["num_updates"])
-            self._episode_num = int(meta["num_episodes"])
-            self._pending_random = (dict(meta["random"]), dict(tensors))
-        except (KeyError, RuntimeError, TypeError) as error:
+                multiplier.load_state_dict(held.multipliers[name])
+            self.num_timesteps = held.num_timesteps
+            self._num_rollouts = held.num_rollouts
+            self._n_updates = held.num_updates
+            self._episode_num = held.num_episodes
+            self._pending_random = (states, dict(tensors))
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"state must be of this training, got one that differs ({error})"
             ) from (error)
@@ -338,14 +361,12 @@ class Lagrangian(BaseAlgorithm):
         write_archive(path, {"kind": CHECKPOINT_KIND, **meta}, tensors)
 
     def _resume(self, path: Path) -> None:
-        try:
-            meta, tensors = read_archive(path, CHECKPOINT_KIND)
-            self.set_state(meta, tensors)
-            self._begin -= float(meta.get("seconds", 0.0))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{error}: delete {path} to start anew, or choose another place"
-            ) from error
+        with open_checkpoint(path, CHECKPOINT_KIND, self._identify(), SavedRun) as archive:
+            held = archive.held
+            parts, variables = self._list_parts(), self._list_variables()
+            check_state(parts, variables, held.optimisers, archive.shapes)
+            self.set_state(archive.meta, archive.read_tensors())
+            self._begin -= held.seconds
         # The environment of a new process has no state that the last observation belongs to.
         self._last_obs = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class Multiplier(abc.ABC):
     value: float = dataclasses.field(init=False)
 
     _held: ClassVar[tuple[str, ...]] = ("value",)
+    _never_negative: ClassVar[tuple[str, ...]] = ("value", "integral")
 
     def __post_init__(self) -> None:
         self.step_size = check_real(
@@ -61,10 +63,15 @@ class Multiplier(abc.ABC):
         """Take over a state.
 
         Raises:
-            ValueError: If it is the state of another kind of multiplier.
+            ValueError: If it is the state of another kind of multiplier, or holds no such numbers.
         """
         if set(state) != set(self._held):
             raise not_allowed("state", dict(state), f"of the entries {list(self._held)}")
+        for name, value in state.items():
+            if name in self._never_negative:
+                check_real(name, value, "a finite number >= 0", lambda x: x >= 0)
+            elif value is not None:
+                check_real(name, value, "a finite number or None", math.isfinite)
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from isac_gym.learning.archive import select_prefix
+from isac_gym.learning.archive import check_finite, check_shapes, select_prefix
 
 __all__ = [
+    "RandomState",
+    "check_random_state",
+    "check_state",
     "copy_tensor",
     "flatten_state",
     "follow_name",
@@ -21,6 +26,26 @@ __all__ = [
     "restore_state",
     "set_random_state",
 ]
+
+
+class _NumPyKey(msgspec.Struct):
+    key: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+    pos: Annotated[int, msgspec.Meta(ge=0, le=624)]
+
+
+class _NumPyState(msgspec.Struct):
+    bit_generator: str
+    state: _NumPyKey
+    has_gauss: int
+    gauss: float
+
+
+class RandomState(msgspec.Struct):
+    """What :func:`get_random_state` finds, as a file holds it."""
+
+    python: tuple[int, list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]], float | None]
+    numpy: _NumPyState
+    actions: dict[str, Any]
 
 
 def flatten_state(
@@ -79,6 +104,106 @@ def restore_state(
         for group in groups[name]
     ]
     held.load_state_dict({"state": state, "param_groups": restored})
+
+
+def check_state(
+    parts: Mapping[str, nn.Module | torch.optim.Optimizer],
+    variables: Mapping[str, Tensor],
+    groups: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Check what a file holds for :func:`restore_state`, before anything is changed.
+
+    Args:
+        parts: Modules and optimisers by name.
+        variables: Tensors of their own by name.
+        groups: What the file holds as the groups of optimisers.
+        tensors: Its tensors, whose content need not be read yet.
+
+    Raises:
+        KeyError: If something is missing.
+        ValueError: If something differs in shape or type, or is not finite.
+    """
+    wanted = dict(variables)
+    for name, held in parts.items():
+        if isinstance(held, nn.Module):
+            wanted |= {f"{name}/{key}": value for key, value in held.state_dict().items()}
+        else:
+            wanted |= _expect_state(name, held, groups[name], tensors)
+    begins = (*(f"{name}/" for name in parts), *variables)
+    check_shapes({n: v for n, v in tensors.items() if n.startswith(begins)}, wanted)
+
+
+def _expect_state(
+    name: str, held: torch.optim.Optimizer, groups: Any, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Check the groups of an optimiser, and list its tensors: the same ones of each parameter."""
+    own = held.state_dict()["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise ValueError(f"groups of {name} must be {len(own)} mappings")
+    for group, given in zip(own, groups, strict=True):
+        if not isinstance(given, dict) or set(given) != set(group):
+            raise ValueError(f"groups of {name} must have the entries {sorted(group)}")
+        for key, value in group.items():
+            _check_alike(f"{key} of {name}", given[key], value)
+        if given["params"] != group["params"]:
+            raise ValueError(f"groups of {name} must be of the parameters {group['params']}")
+    found = [key.partition("/") for key in select_prefix(tensors, f"{name}/")]
+    entries = {entry for _, _, entry in found}
+    parameters = [value for group in held.param_groups for value in group["params"]]
+    wanted = {}
+    for index in {index for index, _, _ in found}:
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"state of {name} must be of {len(parameters)} parameters")
+        parameter = parameters[int(index)]
+        for entry in entries:
+            scalar = torch.empty((), device="meta")
+            wanted[f"{name}/{index}/{entry}"] = scalar if entry == "step" else parameter
+    return wanted
+
+
+def _check_alike(name: str, value: Any, own: Any) -> None:
+    """Check that a value from a file is of the kind of one's own; None may be a number."""
+    if isinstance(own, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(own):
+            raise ValueError(f"{name} must be {len(own)} values, got {value!r}")
+        for held, mine in zip(value, own, strict=True):
+            _check_alike(name, held, mine)
+    elif isinstance(own, bool) or own is None or isinstance(own, str):
+        if type(value) is not type(own):
+            raise ValueError(f"{name} must be as {own!r}, got {value!r}")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_random_state(
+    space: Space[Any], meta: RandomState, tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Check states of generators, by putting them into others.
+
+    Args:
+        space: The space of actions.
+        meta: What a file holds.
+        tensors: Its tensors.
+
+    Returns:
+        The states, for :func:`set_random_state`.
+
+    Raises:
+        KeyError: If one is missing.
+        TypeError: If one is of another type.
+        ValueError: If one is not allowed.
+        RuntimeError: If that of torch is none.
+    """
+    found: dict[str, Any] = msgspec.to_builtins(meta)
+    version, held, cached = found["python"]
+    random.Random().setstate((version, tuple(held), cached))
+    state = {**found["numpy"]["state"], "key": np.asarray(meta.numpy.state.key, np.uint32)}
+    np.random.RandomState().set_state({**found["numpy"], "state": state})
+    copy.deepcopy(space.np_random.bit_generator).state = meta.actions
+    torch.Generator().set_state(tensors["random/torch"].cpu())
+    check_finite({n: v for n, v in tensors.items() if v.is_floating_point()}, largest="avg_sq")
+    return found
 
 
 def get_random_state(

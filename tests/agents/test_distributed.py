@@ -524,7 +524,7 @@ def test_stations_are_saved_and_act_alone(tmp_path: Path, cells: int, local_csi:
     ("meta", "tensors", "message"),
     [
         ({"station": 3}, {}, "station must be in 0 … 2"),
-        ({"price": -1.0}, {}, "price must be"),
+        ({"price": -1.0}, {}, r"0\.0 - at `\$\.price`"),
         ({"architecture": "direct"}, {}, "must have parts"),
         ({"architecture": "other"}, {}, "architecture must be one of"),
         (

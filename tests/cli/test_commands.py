@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import console_script, failed, run, succeeded
+from fuzz.hostile_files import ANY_FILE
 from small_commands import BASE, MRT_ONLY, SET, SMALL, TEN_LINES, make, settings_of
 
 from isac_gym.agents import PRESETS as AGENT_PRESETS
@@ -438,3 +439,26 @@ def test_what_was_trained_survives_until_the_results_are_written(
     succeeded(run(*BASE, "--agent", "primal-dual-paper", "-o", "anew", *SET))
     with (folder / "anew" / "compare.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["spectral_efficiency"] == resumed
+
+
+@pytest.mark.parametrize("damage", ["nested JSON", "a pipe"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("evaluate", "bad.zip", *SET), "bad.zip"),
+        (("compare", "--only", "--agent", "bad.zip", "--channels", "4", *SET), "bad.zip"),
+        ((*MRT_ONLY, "--channel", "file:bad.npz", *SET), "bad.npz"),
+        (("train", "primal-dual-paper", "-o", "bad.zip", *SET), "bad.checkpoint.zip"),
+    ],
+    ids=["evaluate", "compare", "channels", "train"],
+)
+def test_a_damaged_file_ends_in_an_error_that_names_it(
+    folder: Path, command: tuple[str, ...], name: str, damage: str
+) -> None:
+    path = folder / name
+    if damage == "a pipe":
+        os.mkfifo(path)
+    else:
+        PrimalDual(make(), "paper").save(path)
+        path.write_bytes(ANY_FILE[damage](path.read_bytes()))
+    failed(run(*command), "error:", f"{name}: ")

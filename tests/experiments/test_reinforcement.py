@@ -33,6 +33,7 @@ from isac_gym.experiments.reinforcement_curves import (
 )
 from isac_gym.experiments.reinforcement_references import Reference
 from isac_gym.experiments.reinforcement_tuning import ReinforcementTuning
+from isac_gym.learning.progress import TrainingProgress
 from isac_gym.rl import settings
 from isac_gym.scenario import Scenario
 
@@ -274,6 +275,25 @@ def test_a_damaged_reference_is_named(tmp_path: Path, content: str) -> None:
     again = ReinforcementCurves(scenario=experiment.scenario, channels=8)
     with pytest.raises(ValueError, match=rf"{path.name}: damaged .*; delete it"):
         again.find_reference(env, blocks, Workspace(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"channels": [1]}',
+        '{"channels": [8], "seconds": [1.0], "rates": [], "losses": [0.1], "clock": [[8, 1.0]]}',
+        '{"channels": [8], "seconds": [1.0], "rates": [NaN], "losses": [0.1], "clock": []}',
+    ],
+)
+def test_a_damaged_curve_of_a_killed_training_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "ppo.curve.json"
+    path.write_text(content)
+    curve = _Curve(None, None, None, 1.0, path)  # type: ignore[arg-type]
+    progress = TrainingProgress(16, 100, 0.0, 1.0, {}, {}, 1e-3)
+    with pytest.raises(ValueError, match=r"ppo\.curve\.json: damaged .*; delete "):
+        curve(progress)
 
 
 def test_an_unknown_condition_is_named() -> None:

@@ -383,7 +383,7 @@ def test_an_agent_whose_numbers_mean_something_else_is_refused(
 def test_weights_that_are_not_finite_are_refused(saved: Path, tmp_path: Path) -> None:
     parts = parts_of(saved)
     changed_tensors(lambda tensors: tensors[first_weight(tensors)].fill_(float("nan")))(parts)
-    with pytest.raises(ValueError, match=r"nan\.zip: damaged, holds weights that are not finite"):
+    with pytest.raises(ValueError, match=r"nan\.zip: damaged \(holds weights that are not finite"):
         PrimalDual.load(pack(tmp_path / "nan.zip", parts), make())
 
 

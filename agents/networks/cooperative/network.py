@@ -311,7 +311,8 @@ class CooperativeNetwork(StationNetwork):
         """Check that the width, the numbers of steps and of talks fit the tensors."""
         width, stages = options.get("width", 32), _check_stages(options.get("stages", STAGES))
         steps = [2 * count for _, count in stages]
-        if len(weights["model.enter_own.weight"]) != width:
+        held = sum(value.numel() for value in weights.values())
+        if len(weights["model.enter_own.weight"]) != width or held < width**2:
             raise ValueError(f"width {width} is not the file's")
         if [len(weights[f"model.pace.{k}.weight"]) for k in range(len(steps))] != steps:
             raise ValueError(f"stages {stages} are not the file's")

@@ -259,7 +259,8 @@ class UnfoldedNetwork(Network):
         """Check that the width and the numbers of steps fit the tensors."""
         width, stages = options.get("width", 32), _check_stages(options.get("stages", STAGES))
         steps = [2 * count for _, count in stages]
-        if len(weights["entry.weight"]) != width:
+        held = sum(value.numel() for value in weights.values())
+        if len(weights["entry.weight"]) != width or held < width**2:
             raise ValueError(f"width {width} is not the file's")
         if [len(weights[f"pace.{stage}.weight"]) for stage in range(len(steps))] != steps:
             raise ValueError(f"stages {stages} are not the file's")
