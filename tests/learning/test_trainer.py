@@ -64,7 +64,10 @@ def slowly(progress):
         time.sleep(600.0)
     return evaluate(progress)
 slowly.state_dict, slowly.load_state_dict = evaluate.state_dict, evaluate.load_state_dict
-agent.learn({ITERATIONS}, callback=slowly, checkpoint=checkpoint, checkpoint_every={EVERY})
+agent.learn(
+    {ITERATIONS}, callback=slowly, checkpoint=checkpoint,
+    checkpoint_every={EVERY}, checkpoint_seconds=1e9,
+)
 """
 
 
@@ -139,7 +142,7 @@ def die(number):
     if saved == 3:
         os.ftruncate(number, os.fstat(number).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-files.os = type("os", (), {"fsync": staticmethod(die), "getpid": os.getpid})
+os.fsync = die
 """
 BEFORE_RENAME = """
 import os, pathlib, signal
