@@ -149,7 +149,7 @@ class Reinforcement(SystemPolicy):
         if algorithm not in ALGORITHMS:
             raise not_allowed("algorithm", algorithm, f"one of {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_integer("seed", seed, 0, 2**32 - 1)  # as Stable-Baselines3
         self.system = self.system.on(choose_device(device))
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         scenario = _choose_spaces(self.scenario, control, observation)
@@ -229,7 +229,7 @@ class Reinforcement(SystemPolicy):
             ImportError: If TensorBoard is asked for and not installed.
         """
         total = self.settings.timesteps if timesteps is None else timesteps
-        check_integer("timesteps", total, 1)
+        total = check_integer("timesteps", total, 1)
         title = f"{self.algorithm}, {self.inner.scenario.control} control"
         envs = self._make_env(self.settings.num_envs, is_training=True)
         before, self.model = self.model, self._make_model(envs)

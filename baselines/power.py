@@ -11,7 +11,7 @@ from torch import Tensor
 from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.registry import register_baseline
-from isac_gym.validation import check_integer
+from isac_gym.validation import check_real, check_seed
 
 __all__ = ["EqualPower", "RandomPower"]
 
@@ -26,9 +26,10 @@ class _FixedDirections(DirectedPolicy):
 
     def _check_limit(self, name: str, value: float | None) -> float | None:
         budget = self.scenario.comm_power
-        if value is not None and not 0.0 <= value <= budget:
-            raise ValueError(f"{name} must be None or a number in [0, {budget:g}] W, got {value!r}")
-        return value
+        if value is None:
+            return None
+        allowed = f"None or a number in [0, {budget:g}] W"
+        return check_real(name, value, allowed, lambda x: 0.0 <= x <= budget)
 
 
 @register_baseline(
@@ -97,7 +98,7 @@ class RandomPower(_FixedDirections):
     def __init__(self, env: Any, highest: float | None = None, seed: int = 0) -> None:
         super().__init__(env)
         self.highest = self._check_limit("highest", highest)
-        self._rng = np.random.default_rng(check_integer("seed", seed, 0))
+        self._rng = np.random.default_rng(check_seed("seed", seed))
 
     def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
         """See :meth:`DirectedPolicy.shares`."""

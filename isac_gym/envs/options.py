@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ from isac_gym.channels import ChannelModel, Complex, Deployment
 from isac_gym.channels.base import convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.validation import check_integer
+
+_LARGEST_SEED: Final = 2**128 - 1
+"""That of the seeds that NumPy draws by itself, which Gymnasium hands out."""
 
 __all__ = ["check_channels", "check_channels_alone", "check_options", "check_seeds"]
 
@@ -120,6 +123,6 @@ def check_seeds(seed: object, num_envs: int) -> list[int | None] | None:
             f"environment, got {len(seed)}"
         )
     return [
-        None if value is None else check_integer(f"seed[{index}]", value, 0)
+        None if value is None else check_integer(f"seed[{index}]", value, 0, _LARGEST_SEED)
         for index, value in enumerate(seed)
     ]

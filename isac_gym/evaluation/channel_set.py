@@ -11,7 +11,7 @@ import numpy as np
 from isac_gym.channels.base import ChannelModel, Complex
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.scenario import Scenario
-from isac_gym.validation import check_integer
+from isac_gym.validation import check_integer, check_seed
 
 __all__ = ["EvaluationSet", "evaluation_set"]
 
@@ -57,9 +57,9 @@ def evaluation_set(
         The set, the same for the same arguments.
 
     Raises:
-        ValueError: If ``channels`` is less than 1.
+        ValueError: If ``channels`` is less than 1, or the seed is none.
     """
-    channels = check_integer("channels", channels, 1)
+    channels, seed = check_integer("channels", channels, 1), check_seed("seed", seed)
     rng = np.random.default_rng(seed)
     is_dependent = model.is_time_correlated or scenario.is_geometric
     length = scenario.episode_length if is_dependent else 1

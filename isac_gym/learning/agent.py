@@ -31,7 +31,7 @@ from isac_gym.registry import CHANNELS, CONSTRAINTS
 from isac_gym.system.constraints import find_priced
 from isac_gym.system.downlink import choose_device
 from isac_gym.threads import run_in_threads
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_integer, check_real, check_seed, not_allowed
 
 __all__ = ["LearningAgent"]
 
@@ -90,13 +90,13 @@ class LearningAgent(SystemPolicy):
             raise ValueError(f"preset must be one of {sorted(self.presets)}, got {preset!r}")
         self.config = config = self._adapt(_override(self.presets[preset], settings))
         self.title = f"{self.kind}, {preset}"
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_seed("seed", seed)
         self.system = self.system.on(choose_device(device))
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         self.priced = find_priced(self.system.constraints, config.priced_constraint)
         self.architecture = name_architecture(config.architecture, self.scenario)
-        self._rng = np.random.default_rng(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = np.random.default_rng(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
         self.network = make_network(self.architecture, self.system, self._generator, config.options)
         self.grid: ConditionGrid | None = None
         if config.snr_range_db is not None or config.threshold_range is not None:
@@ -333,8 +333,8 @@ class LearningAgent(SystemPolicy):
             self.priced,
             self.multiplier,
             channels=check_integer("channels", channels, 1),
-            seed=check_integer("seed", seed, 0),
-            margin=margin,
+            seed=check_seed("seed", seed),
+            margin=check_real("margin", margin, "a number in [0, 1)", lambda x: 0 <= x < 1),
         )
         return tuple(self.calibrated.tolist())
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem, RateProblem, Start
-from isac_gym.validation import check_choice, check_integer, check_real
+from isac_gym.validation import check_choice, check_integer, check_real, check_seed
 
 __all__ = ["WMMSESolution", "maximise_rate", "scalar_wmmse", "wmmse"]
 
@@ -223,8 +223,8 @@ def wmmse(
     Raises:
         ValueError: If an argument is not allowed or holds entries that are not finite.
     """
-    check_choice("start", start, Start)
-    check_integer("num_starts", num_starts, 1)
+    start = check_choice("start", start, Start)
+    num_starts = check_integer("num_starts", num_starts, 1)
     if channels.ndim < 2 or not channels.is_complex() or 0 in channels.shape[-2:]:
         raise ValueError(
             f"channels must be complex of shape (..., K, M_C), got {channels.dtype} "
@@ -233,15 +233,15 @@ def wmmse(
     lead = channels.shape[:-2]
     noise = _check_problem(noise_power, power, channels, tolerance, max_iterations, seed)
     flat = channels.reshape(math.prod(lead), *channels.shape[-2:]).to(torch.complex128)
-    downlinks = PrecoderProblem(flat, power)
+    downlinks = PrecoderProblem(flat, float(power))
     run, chosen = _try_starts(
         downlinks,
         noise,
         start,
         num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        int(seed),
+        tolerance=float(tolerance),
+        max_iterations=int(max_iterations),
         momentum=momentum,
     )
     precoders = downlinks.precoders(run.iterate)
@@ -278,7 +278,7 @@ def scalar_wmmse(
     Raises:
         ValueError: If an argument is not allowed or holds entries that are not finite.
     """
-    check_integer("num_starts", num_starts, 1)
+    num_starts = check_integer("num_starts", num_starts, 1)
     if gains.ndim < 2 or gains.shape[-1] != gains.shape[-2] or gains.is_complex():
         raise ValueError(
             f"gains must be real of shape (..., K, K), got {gains.dtype} {tuple(gains.shape)}"
@@ -288,16 +288,16 @@ def scalar_wmmse(
     lead = gains.shape[:-2]
     noise = _check_problem(noise_power, power, gains, tolerance, max_iterations, seed)
     downlinks = PowerProblem(
-        gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), power
+        gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), float(power)
     )
     run, chosen = _try_starts(
         downlinks,
         noise,
         "rzf",
         num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        int(seed),
+        tolerance=float(tolerance),
+        max_iterations=int(max_iterations),
         momentum=momentum,
     )
     return _make_solution(run, chosen, lead, precoders=None, powers=downlinks.powers(run.iterate))
@@ -315,7 +315,7 @@ def _check_problem(
     check_real("power", power, "a finite number > 0", lambda value: value > 0)
     check_real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
     check_integer("max_iterations", max_iterations, 1)
-    check_integer("seed", seed, 0)
+    check_seed("seed", seed)
     noise = torch.as_tensor(noise_power, dtype=torch.float64, device=like.device)
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")
