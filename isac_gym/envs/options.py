@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isac_gym.channels import ChannelModel, Complex, Deployment
-from isac_gym.channels.base import convert_to_array
+from isac_gym.channels.base import check_magnitude, convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.validation import check_integer
 
@@ -60,7 +60,7 @@ def check_channels(
 
     Raises:
         TypeError: If they are no numbers.
-        ValueError: If their shape differs, or they are not finite.
+        ValueError: If their shape differs, or they are not finite or too large.
     """
     name = "options['channels']"
     array = convert_to_array(name, given)
@@ -73,8 +73,7 @@ def check_channels(
         raise ValueError(f"{name} must have shape {allowed}, got {array.shape}")
     with np.errstate(over="ignore"):  # what overflows is found below
         converted = array.astype(np.complex64)
-    if not np.isfinite(converted).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
+    check_magnitude(name, converted)
     if num_envs is None:
         return converted.reshape(deployment.shape)
     single = converted.reshape(-1, *deployment.shape)
