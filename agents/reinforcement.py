@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +18,7 @@ from isac_gym.envs.single import ISACEnv
 from isac_gym.envs.wrappers.vector import PenalisedReward
 from isac_gym.learning.archive import read_archive, select_prefix, write_archive
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
+from isac_gym.learning.trainer import TrainingError, find_infinite
 from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.keeping import learn_with_checkpoint
@@ -225,6 +227,7 @@ class Reinforcement(SystemPolicy):
             The agent itself.
 
         Raises:
+            TrainingError: If weights or multipliers become NaN or infinite.
             CheckpointError: If the checkpoint is damaged, or of another training.
             ImportError: If TensorBoard is asked for and not installed.
         """
@@ -261,25 +264,49 @@ class Reinforcement(SystemPolicy):
             # What is learned does not depend on it.
             del identity["settings"]["blocks_per_checkpoint"]
             interval = self.settings.blocks_per_checkpoint
-            if self.is_lagrangian:
-                self.model.learn(
-                    total,
-                    callback=callbacks,
-                    checkpoint=checkpoint,
-                    checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
-                    identity=identity,
-                )
-                seconds = self.model.seconds
-            else:
-                begin = time.perf_counter()
-                earlier = learn_with_checkpoint(
-                    self.model, total, callbacks, checkpoint, interval, identity
-                )
-                seconds = earlier + time.perf_counter() - begin
+            with self._blame_divergence():
+                if self.is_lagrangian:
+                    self.model.learn(
+                        total,
+                        callback=callbacks,
+                        checkpoint=checkpoint,
+                        checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
+                        identity=identity,
+                    )
+                    seconds = self.model.seconds
+                else:
+                    begin = time.perf_counter()
+                    earlier = learn_with_checkpoint(
+                        self.model, total, callbacks, checkpoint, interval, identity
+                    )
+                    seconds = earlier + time.perf_counter() - begin
         seen = int(self.model.num_timesteps) // self.blocks_per_channel
         self.channels_seen = (self.channels_seen or 0) + seen
         self.training_seconds = (self.training_seconds or 0.0) + seconds
         return self
+
+    @contextmanager
+    def _blame_divergence(self) -> Iterator[None]:
+        """Raise TrainingError where weights or multipliers are not finite, whatever came of it."""
+        try:
+            yield
+        except ValueError as error:
+            # What finds a policy that answers NaN does not know why it does.
+            if self._find_infinite() is None:
+                raise
+            cause: ValueError | None = error
+        else:
+            cause = None
+        broken = self._find_infinite()
+        if broken is not None:
+            raise TrainingError(
+                f"training of {self.algorithm!r} diverged: {broken!r} is not finite after "
+                f"{int(self.model.num_timesteps)} blocks"
+            ) from cause
+
+    def _find_infinite(self) -> str | None:
+        held = {f"multiplier {k}": torch.tensor(v) for k, v in self.multipliers.items()}
+        return find_infinite({**self.model.policy.state_dict(), **held})
 
     def _identify(self) -> dict[str, Any]:
         """What tells this agent from others, as plain JSON types."""

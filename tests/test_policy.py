@@ -182,6 +182,116 @@ def test_observations_must_be_finite(env: gym.Env[Any, Any], bad: float) -> None
         make_agent("mrt", env).predict(observation)
 
 
+def make_extreme_channels(cells: int, users: int, antennas: int) -> dict[str, Any]:
+    """Channels at the ends of what is allowed, each (J, J, K, M)."""
+    rng = np.random.default_rng(0)
+    shape = (cells, cells, users, antennas)
+    plain = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+    large = 1e8 * plain / np.abs(plain).max()
+    found = {"zero": 0.0 * plain}
+    found |= {f"times {factor:g}": factor * plain for factor in (1e-42, 1e-30, 1e-15, 1e4)}
+    one, silent, mixed = plain.copy(), large.copy(), 1e-20 * plain
+    one[:, :, 0], mixed[:, :, 0] = large[:, :, 0], large[:, :, 0]
+    silent[:, :, 0] = 0.0
+    found |= {
+        "large": large,
+        "one large": one,
+        "one silent": silent,
+        "one large, others tiny": mixed,
+    }
+    for name, level in (("alike", 1.0), ("large and alike", 1e8), ("fairly large and alike", 1e6)):
+        found[name] = np.broadcast_to(plain[:, :, :1], shape) * (level / np.abs(plain).max())
+    antenna = np.zeros_like(plain)
+    antenna[..., 0] = antenna[..., -1] = 1e8
+    found["two antennas"] = antenna
+    return {name: channels.astype(np.complex64) for name, channels in found.items()}
+
+
+# Those whose price or search is long in coming have physics in double precision throughout.
+_SLOW = {
+    name for name, entry in REGISTERED.items() if entry.is_reference and name.startswith("joint-")
+}
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTERED if name not in _SLOW])
+@pytest.mark.parametrize("snr_db", [10.0, 100.0])
+def test_agents_answer_extreme_channels(name: str, snr_db: float) -> None:
+    entry = REGISTERED[name]
+    control = next(each for each in ("beamforming", "power") if each in entry.controls)
+    cells = max(entry.least_cells, 2 if entry.learns else 1)
+    env = make(control=control, num_cells=cells, snr_db=snr_db)
+    agent = make_agent(name, env, **options_of(name))
+    base: Any = env.unwrapped
+    for case, channels in make_extreme_channels(cells, 3, 9).items():
+        given = channels if cells > 1 else channels[0, 0]
+        observation, _ = env.reset(seed=0, options={"channels": given})
+        action = agent.predict(observation)[0]
+        assert action in env.action_space, case
+        _, reward, *_, info = env.step(action)
+        assert np.isfinite(reward), case
+        for entry_name, value in info.items():
+            if np.asarray(value).dtype.kind == "f":
+                assert np.isfinite(value).all(), (case, entry_name)
+    assert base.scenario.snr_db == snr_db
+
+
+@pytest.mark.parametrize("name", list(REGISTERED))
+def test_an_empty_batch_has_an_empty_answer(name: str) -> None:
+    env = make(num_cells=REGISTERED[name].least_cells)
+    agent = make_agent(name, env, **options_of(name))
+    assert env.observation_space.shape is not None
+    assert env.action_space.shape is not None
+    actions, _ = agent.predict(np.zeros((0, *env.observation_space.shape), np.float32))
+    assert actions.shape == (0, *env.action_space.shape)
+    assert actions.dtype == np.float32
+
+
+def test_observations_must_be_real_numbers_of_an_allowed_magnitude(
+    env: gym.Env[Any, Any],
+) -> None:
+    observation, _ = env.reset(seed=0)
+    agent = make_agent("mrt", env)
+    for bad in (observation + 0j, observation.astype(str), observation > 0, [object()] * 54):
+        with pytest.raises(TypeError, match="observation must hold real numbers, got dtype"):
+            agent.predict(bad)
+    observation[3] = 1.1e8
+    with pytest.raises(
+        ValueError, match=r"observation must be of magnitude 1e\+08 or less.*\(3,\)"
+    ):
+        agent.predict(observation)
+    with pytest.raises(ValueError, match=r"observation must be finite.*index \(0, 3\)"):
+        agent.predict(observation[None].astype(float) * 1e100)
+
+
+def test_answers_that_are_not_finite_are_blamed_on_the_agent(env: gym.Env[Any, Any]) -> None:
+    class Broken(SystemPolicy):
+        def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+            actions = torch.zeros(len(observation), self.system.codec.action_size)
+            actions[1:, 4] = torch.inf
+            return actions
+
+    observation, _ = env.reset(seed=0)
+    agent = Broken(env)
+    agent.predict(observation)
+    with pytest.raises(ValueError, match=r"^Broken must answer finite actions.*observation 1:"):
+        agent.predict(np.stack([observation] * 3))
+
+
+@pytest.mark.parametrize("name", ["primal-dual", "distributed-primal-dual", "sac"])
+def test_weights_so_large_that_they_overflow_are_no_silent_nan(name: str) -> None:
+    if name == "sac":
+        pytest.importorskip("stable_baselines3")
+    env = make(num_cells=2)
+    agent = make_agent(name, env)
+    network = agent.model.policy if name == "sac" else agent.network
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.fill_(3e38)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"^{type(agent).__name__} must answer finite actions"):
+        agent.predict(observation, deterministic=True)
+
+
 def test_observations_must_fit_the_scenario(env: gym.Env[Any, Any]) -> None:
     for shape in ((53,), (2, 55), (1, 1)):
         with pytest.raises(ValueError, match="observation must have shape"):

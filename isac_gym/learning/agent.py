@@ -224,7 +224,8 @@ class LearningAgent(SystemPolicy):
             The agent itself.
 
         Raises:
-            TrainingError: If the loss or a gradient is not finite, or the gradient vanishes.
+            TrainingError: If the loss, a gradient, a weight or a multiplier is not finite, or the
+                gradient vanishes.
             CheckpointError: If the checkpoint is damaged, or of another training.
             ImportError: If TensorBoard is asked for and not installed.
             ValueError: If the settings ask for a range that scenario or network do not allow.

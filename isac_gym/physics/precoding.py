@@ -90,10 +90,14 @@ def find_least_loading(users: int, dtype: torch.dtype) -> float:
 
 
 def _separate_strength(channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of norm 1, and their norms (..., K); a zero row stays, with the norm 1."""
+    """Rows of norm 1, and their norms (..., K).
+
+    A row so small that it cannot be divided by its norm becomes zeros, with the norm 1.
+    """
     norm = torch.linalg.vector_norm(channels, dim=-1)
-    norm = torch.where(norm == 0, torch.ones_like(norm), norm)
-    return channels / norm.unsqueeze(-1), norm
+    silent = norm < torch.finfo(norm.dtype).tiny
+    norm = torch.where(silent, torch.ones_like(norm), norm)
+    return (channels / norm.unsqueeze(-1)).masked_fill(silent.unsqueeze(-1), 0.0), norm
 
 
 def precoder_directions(
@@ -115,6 +119,6 @@ def precoder_directions(
 
 def _normalise_columns(columns: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
-    silent = norm == 0
+    silent = norm < torch.finfo(norm.dtype).tiny
     unit = columns / torch.where(silent, torch.ones_like(norm), norm)
     return torch.where(silent, torch.full_like(unit, columns.shape[-2] ** -0.5), unit)

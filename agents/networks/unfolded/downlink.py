@@ -94,16 +94,13 @@ def find_structured_gains(gram: Tensor, loading: Tensor) -> Tensor:
         Real tensor (..., K, K).
     """
     strength = gram.diagonal(dim1=-2, dim2=-1).real
+    # Beside less, single precision loses what makes the system regular where users are alike.
     loading = torch.maximum(loading, strength * find_least_loading(gram.shape[-1], loading.dtype))
-    # The diagonal of the system is 1, so that it is well-conditioned however strong users are.
-    root = (strength + loading).rsqrt()
-    scaled = gram * (root.unsqueeze(-1) * root.unsqueeze(-2))
-    system = scaled + torch.diag_embed(loading * root.square())
-    inverse, _ = torch.linalg.inv_ex(system)
-    inner = scaled @ inverse
-    norm = (inverse.mT * inner).sum(-2, keepdim=True).real.clamp_min(_TINY)
-    gains: Tensor = torch.view_as_real(inner).square().sum(-1) / norm
-    return gains / root.square().unsqueeze(-1)
+    inverse, _ = torch.linalg.inv_ex(gram + torch.diag_embed(loading))
+    columns = gram @ inverse
+    norm = (inverse.mT * columns).sum(-2, keepdim=True).real.clamp_min(_TINY)
+    gains: Tensor = torch.view_as_real(columns).square().sum(-1) / norm
+    return gains
 
 
 @dataclasses.dataclass(frozen=True)
