@@ -11,7 +11,7 @@ from torch import Tensor
 from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.registry import register_baseline
-from isac_gym.validation import check_real, check_seed
+from isac_gym.validation import check_real
 
 __all__ = ["EqualPower", "RandomPower"]
 
@@ -98,7 +98,7 @@ class RandomPower(_FixedDirections):
     def __init__(self, env: Any, highest: float | None = None, seed: int = 0) -> None:
         super().__init__(env)
         self.highest = self._check_limit("highest", highest)
-        self._rng = np.random.default_rng(check_seed("seed", seed))
+        self._rng = np.random.default_rng(check_integer("seed", seed, 0))
 
     def shares(self, shape: torch.Size, device: torch.device) -> Tensor:
         """See :meth:`DirectedPolicy.shares`."""

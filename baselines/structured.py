@@ -21,7 +21,7 @@ from isac_gym.scenario import Scenario
 from isac_gym.solvers.lbfgs import BatchedLBFGS
 from isac_gym.solvers.price import Prices, settle_prices
 from isac_gym.system.downlink import ISACSystem
-from isac_gym.validation import check_integer, check_seed, not_allowed
+from isac_gym.validation import check_integer, not_allowed
 
 __all__ = ["StructuredSearch"]
 
@@ -96,7 +96,7 @@ class StructuredSearch(SystemPolicy):
         self.num_starts = check_integer("num_starts", num_starts, 1)
         self.iterations = check_integer("iterations", iterations, 1)
         self.calibration_channels = check_integer("calibration_channels", calibration_channels, 1)
-        self.seed = check_seed("seed", seed)
+        self.seed = check_integer("seed", seed, 0)
         self._prices: tuple[float, ...] | None = None
         if price is not None:
             self._prices = check_prices(price, scenario.num_cells)

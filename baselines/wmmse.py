@@ -11,7 +11,7 @@ from isac_gym.baselines.decoupled import DecoupledPolicy
 from isac_gym.registry import register_baseline
 from isac_gym.solvers.rate_problems import Start
 from isac_gym.solvers.wmmse import scalar_wmmse, wmmse
-from isac_gym.validation import check_choice, check_integer, check_real, check_seed
+from isac_gym.validation import check_choice, check_integer, check_real
 
 __all__ = ["WMMSE"]
 
@@ -55,7 +55,7 @@ class WMMSE(DecoupledPolicy):
         super().__init__(env)
         self._options: dict[str, Any] = {
             "num_starts": check_integer("num_starts", num_starts, 1),
-            "seed": check_seed("seed", seed),
+            "seed": check_integer("seed", seed, 0),
             "tolerance": check_real(
                 "tolerance", tolerance, "a number >= 0", lambda value: value >= 0
             ),

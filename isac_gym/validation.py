@@ -19,16 +19,13 @@ __all__ = [
     "check_flag",
     "check_integer",
     "check_real",
-    "check_seed",
     "not_allowed",
     "show_value",
 ]
 
 LARGEST_INTEGER: Final = 2**63 - 1
-"""The largest integer of NumPy's and torch's arrays."""
-_LARGEST_SEED: Final = 2**64 - 1
-"""What NumPy's and torch's generators both take."""
-_NAMES: Final = {2**power - 1: f"2^{power} - 1" for power in (32, 63, 64, 128)}
+"""The largest integer of NumPy's and torch's arrays; their generators take it as a seed."""
+_NAMES: Final = {2**power - 1: f"2^{power} - 1" for power in (32, 63, 128)}
 _LONGEST_TEXT: Final = 200
 
 
@@ -68,15 +65,6 @@ def check_integer(name: str, value: object, minimum: int, maximum: int = LARGEST
     if value > maximum:
         raise not_allowed(name, value, f"{allowed} and <= {_NAMES.get(maximum, maximum)}")
     return int(value)
-
-
-def check_seed(name: str, value: object) -> int:
-    """Check a seed: an integer that NumPy's and torch's generators both take.
-
-    Raises:
-        ValueError: If it is no integer in 0 … 2^64 - 1.
-    """
-    return check_integer(name, value, 0, _LARGEST_SEED)
 
 
 def check_real(

@@ -11,7 +11,7 @@ import numpy as np
 from isac_gym.channels.base import ChannelModel, Complex
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.scenario import Scenario
-from isac_gym.validation import check_integer, check_seed
+from isac_gym.validation import check_integer
 
 __all__ = ["EvaluationSet", "evaluation_set"]
 
@@ -59,7 +59,7 @@ def evaluation_set(
     Raises:
         ValueError: If ``channels`` is less than 1, or the seed is none.
     """
-    channels, seed = check_integer("channels", channels, 1), check_seed("seed", seed)
+    channels, seed = check_integer("channels", channels, 1), check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     is_dependent = model.is_time_correlated or scenario.is_geometric
     length = scenario.episode_length if is_dependent else 1

@@ -31,7 +31,7 @@ from isac_gym.registry import CHANNELS, CONSTRAINTS
 from isac_gym.system.constraints import find_priced
 from isac_gym.system.downlink import choose_device
 from isac_gym.threads import run_in_threads
-from isac_gym.validation import check_integer, check_real, check_seed, not_allowed
+from isac_gym.validation import check_integer, check_real, not_allowed
 
 __all__ = ["LearningAgent"]
 
@@ -90,7 +90,7 @@ class LearningAgent(SystemPolicy):
             raise ValueError(f"preset must be one of {sorted(self.presets)}, got {preset!r}")
         self.config = config = self._adapt(_override(self.presets[preset], settings))
         self.title = f"{self.kind}, {preset}"
-        self.seed = check_seed("seed", seed)
+        self.seed = check_integer("seed", seed, 0)
         self.system = self.system.on(choose_device(device))
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         self.priced = find_priced(self.system.constraints, config.priced_constraint)
@@ -334,7 +334,7 @@ class LearningAgent(SystemPolicy):
             self.priced,
             self.multiplier,
             channels=check_integer("channels", channels, 1),
-            seed=check_seed("seed", seed),
+            seed=check_integer("seed", seed, 0),
             margin=check_real("margin", margin, "a number in [0, 1)", lambda x: 0 <= x < 1),
         )
         return tuple(self.calibrated.tolist())

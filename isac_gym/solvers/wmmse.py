@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.solvers.rate_problems import PowerProblem, PrecoderProblem, RateProblem, Start
-from isac_gym.validation import check_choice, check_integer, check_real, check_seed
+from isac_gym.validation import check_choice, check_integer, check_real
 
 __all__ = ["WMMSESolution", "maximise_rate", "scalar_wmmse", "wmmse"]
 
@@ -315,7 +315,7 @@ def _check_problem(
     check_real("power", power, "a finite number > 0", lambda value: value > 0)
     check_real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
     check_integer("max_iterations", max_iterations, 1)
-    check_seed("seed", seed)
+    check_integer("seed", seed, 0)
     noise = torch.as_tensor(noise_power, dtype=torch.float64, device=like.device)
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError(f"noise_power must be finite and > 0, got {noise_power!r}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isac_gym.scenario import Scenario
-from isac_gym.validation import check_integer, check_real, check_seed
+from isac_gym.validation import check_integer, check_real
 
 __all__ = ["Exchange", "isolate_station", "view_from_stations"]
 
@@ -94,7 +94,7 @@ class Exchange:
         self.flip_probability = check_real(
             "flip_probability", flip_probability, "a number in [0, 1]", lambda x: 0 <= x <= 1
         )
-        self._seed = check_seed("seed", seed)
+        self._seed = check_integer("seed", seed, 0)
         # Made when first needed, because some versions of torch cannot copy one.
         self._generator: torch.Generator | None = None
         self.counts: npt.NDArray[np.int64] = np.zeros((self.num_cells,) * 2, np.int64)
