@@ -11,7 +11,7 @@ from torch import Tensor
 from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.registry import register_baseline
-from isac_gym.validation import check_real
+from isac_gym.validation import check_integer, check_real
 
 __all__ = ["EqualPower", "RandomPower"]
 

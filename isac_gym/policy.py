@@ -94,8 +94,10 @@ class SystemPolicy(ABC):
         given = convert_to_array("observation", observation)
         if given.dtype.kind not in "fiu":
             raise TypeError(f"observation must hold real numbers, got dtype {given.dtype}")
-        with np.errstate(over="ignore"):  # what overflows is found below
-            array = given.astype(np.float32, copy=False)
+        array = given
+        if given.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what overflows is found below
+                array = given.astype(np.float32)
         size = self.system.codec.observation_size
         if array.ndim not in (1, 2) or array.shape[-1] != size:
             raise ValueError(
@@ -107,15 +109,19 @@ class SystemPolicy(ABC):
         with torch.inference_mode():
             batch = torch.from_numpy(np.atleast_2d(array)).to(self.system.device)
             actions = self.act(batch, deterministic).cpu().numpy()
-        # In double precision no sum of finite numbers overflows.
-        if not math.isfinite(np.add.reduce(actions, None, np.float64)):
-            bad = int(np.flatnonzero(~np.isfinite(actions).all(-1))[0])
+        flat = actions.reshape(-1)
+        if not math.isfinite(flat.dot(flat)):
+            self._check_finite(actions)
+        return (actions[0] if array.ndim == 1 else actions), state
+
+    def _check_finite(self, actions: npt.NDArray[np.float32]) -> None:
+        bad = np.flatnonzero(~np.isfinite(actions).all(-1))
+        if len(bad):
             raise ValueError(
                 f"{type(self).__name__} must answer finite actions, got NaN or infinity for "
-                f"observation {bad}: its weights or prices are so large that single precision "
-                "overflows"
+                f"observation {int(bad[0])}: its weights or prices are so large that single "
+                "precision overflows"
             )
-        return (actions[0] if array.ndim == 1 else actions), state
 
 
 class Translation:

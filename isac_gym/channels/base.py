@@ -21,6 +21,7 @@ __all__ = [
     "check_magnitude",
     "convert_to_array",
     "draw_complex_normal",
+    "has_allowed_magnitude",
     "scale_between_cells",
 ]
 
@@ -29,6 +30,9 @@ Complex = npt.NDArray[np.complex64]
 LARGEST_MAGNITUDE: Final = 1e8
 """Of an entry of a channel, where paths have a mean power of about 1: 160 dB above that. What is
 computed of channels, fourth powers among it, single precision holds up to here."""
+_SAFE_BOUND: Final = LARGEST_MAGNITUDE * math.sqrt(0.5)
+"""With both parts within it, the magnitude of a complex number is allowed."""
+_FEW: Final = 4096
 LARGEST_GAIN: Final = LARGEST_MAGNITUDE**2 / 100.0
 """Of a path's mean power, so that fading does not exceed the largest magnitude."""
 
@@ -118,10 +122,7 @@ def check_magnitude(name: str, channels: npt.NDArray[Any]) -> None:
         ValueError: If an entry is NaN, infinite, or of a magnitude above
             :data:`LARGEST_MAGNITUDE`; the message names it and its index.
     """
-    parts = channels.reshape(-1).view(np.float32)
-    # NaN passes neither comparison. With both parts within this the magnitude is as well.
-    bound = LARGEST_MAGNITUDE * math.sqrt(0.5)
-    if not parts.size or (_LEAST(parts) >= -bound and _LARGEST(parts) <= bound):
+    if has_allowed_magnitude(channels):
         return
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and too large
         bad = np.argwhere(~(np.abs(channels) <= LARGEST_MAGNITUDE))
@@ -134,9 +135,21 @@ def check_magnitude(name: str, channels: npt.NDArray[Any]) -> None:
         )
 
 
-# Without what the methods do around them, which for one environment takes longer.
-_LEAST: Final = np.minimum.reduce
-_LARGEST: Final = np.maximum.reduce
+def has_allowed_magnitude(channels: npt.NDArray[Any]) -> bool:
+    """Whether all entries are finite and certainly not too large; quick, for every step.
+
+    Args:
+        channels: Complex or real array of single precision.
+
+    Returns:
+        False where an entry is not allowed, or a few numbers are all but too large together, for
+        :func:`check_magnitude` to decide.
+    """
+    parts = channels.reshape(-1).view(np.float32)
+    if parts.size <= _FEW:
+        # The fastest for few numbers. NaN passes no comparison.
+        return bool(parts.dot(parts) <= _SAFE_BOUND**2)
+    return bool(parts.min() >= -_SAFE_BOUND and parts.max() <= _SAFE_BOUND)
 
 
 def draw_complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Complex:

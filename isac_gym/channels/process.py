@@ -17,6 +17,7 @@ from isac_gym.channels.base import (
     check_magnitude,
     convert_to_array,
     draw_complex_normal,
+    has_allowed_magnitude,
     scale_between_cells,
 )
 from isac_gym.channels.placement import (
@@ -267,18 +268,23 @@ class ChannelProcess:
         self.positions, self.deployment = None, dataclasses.replace(self.deployment, gains=None)
 
     def _check_drawn(self, drawn: Complex, num: int) -> Complex:
-        shape, name = (num, *self.deployment.shape), f"channels drawn by {self.model!r}"
-        array = convert_to_array(name, drawn)
+        shape = (num, *self.deployment.shape)
+        array = drawn
+        if not isinstance(drawn, np.ndarray):
+            array = convert_to_array(f"channels drawn by {self.model!r}", drawn)
         if array.shape != shape:
             raise ValueError(
                 f"{self.model!r} must draw channels of shape {shape}, got {array.shape}"
             )
         if array.dtype != np.complex64:
             if array.dtype.kind not in "iufc":
-                raise TypeError(f"{name} must be numbers, got dtype {array.dtype}")
+                raise TypeError(
+                    f"channels drawn by {self.model!r} must be numbers, got dtype {array.dtype}"
+                )
             with np.errstate(over="ignore"):  # what overflows is found below
                 array = array.astype(np.complex64)
-        check_magnitude(name, array)
+        if not has_allowed_magnitude(array):  # the name takes longer than the check
+            check_magnitude(f"channels drawn by {self.model!r}", array)
         return array
 
 
