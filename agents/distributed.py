@@ -22,7 +22,7 @@ from isac_gym.learning.stations import (
     save_station,
 )
 from isac_gym.registry import NETWORKS, register_agent
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_flag, check_integer, not_allowed
 
 __all__ = ["DistributedPrimalDual", "load_station"]
 
@@ -151,8 +151,8 @@ class DistributedPrimalDual(TransferAgent, DistributedPolicy):
         except RuntimeError as error:
             allowed = f"{self.message_bits}, which is what the weights are for"
             raise not_allowed("message_bits", bits, allowed) from error
-        self.network.message_bits = bits
         self.config = dataclasses.replace(self.config, options=options)
+        self.network.message_bits = self.config.options["message_bits"]
         self.stations = self._make_stations()
         self.calibrated = None
 
@@ -160,9 +160,7 @@ class DistributedPrimalDual(TransferAgent, DistributedPolicy):
         if transfer is None:
             serves_power = "power" in NETWORKS.find(self.architecture).controls
             return serves_power and self.scenario.control == "beamforming"
-        if not isinstance(transfer, bool):
-            raise not_allowed("transfer", transfer, "None, True or False")
-        return transfer
+        return check_flag("transfer", transfer)
 
     @classmethod
     def _source_kind(cls) -> type[PrimalDual]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
+import torch
 from torch import Tensor
 
 from isac_gym.channels import ChannelModel, HeldChannels
@@ -25,6 +27,7 @@ from isac_gym.learning.archive import (
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS, write_checkpoints
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
 from isac_gym.learning.saving import check_work
+from isac_gym.learning.trainer import TrainingError, find_infinite
 from isac_gym.policy import SystemPolicy, Translation
 from isac_gym.reading import Count, Seconds, check_counts
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
@@ -177,7 +180,7 @@ class Reinforcement(SystemPolicy):
         if algorithm not in ALGORITHMS:
             raise not_allowed("algorithm", algorithm, f"one of {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
-        self.seed = check_integer("seed", seed, 0)
+        self.seed = check_integer("seed", seed, 0, 2**32 - 1)  # as Stable-Baselines3
         self.system = self.system.on(choose_device(device))
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         scenario = _choose_spaces(self.scenario, control, observation)
@@ -255,13 +258,14 @@ class Reinforcement(SystemPolicy):
             The agent itself.
 
         Raises:
+            TrainingError: If weights or multipliers become NaN or infinite.
             CheckpointError: If the checkpoint is damaged, or of another training.
             OutputInUseError: If another training writes to the checkpoint.
             Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written.
             ImportError: If TensorBoard is asked for and not installed.
         """
         total = self.settings.timesteps if timesteps is None else timesteps
-        check_integer("timesteps", total, 1)
+        total = check_integer("timesteps", total, 1)
         title = f"{self.algorithm}, {self.inner.scenario.control} control"
         envs = self._make_env(self.settings.num_envs, is_training=True)
         before, self.model = self.model, self._make_model(envs)
@@ -293,27 +297,51 @@ class Reinforcement(SystemPolicy):
             # What is learned does not depend on it.
             del identity["settings"]["blocks_per_checkpoint"]
             interval = self.settings.blocks_per_checkpoint
-            if self.is_lagrangian:
-                self.model.learn(
-                    total,
-                    callback=callbacks,
-                    checkpoint=checkpoint,
-                    checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
-                    identity=identity,
-                    checkpoint_seconds=checkpoint_seconds,
-                )
-                seconds = self.model.seconds
-            else:
-                begin = time.perf_counter()
-                with write_checkpoints(checkpoint, checkpoint_seconds) as writer:
-                    earlier = learn_with_checkpoint(
-                        self.model, total, callbacks, writer, interval, identity
+            with self._blame_divergence():
+                if self.is_lagrangian:
+                    self.model.learn(
+                        total,
+                        callback=callbacks,
+                        checkpoint=checkpoint,
+                        checkpoint_interval=max(1, round(interval / self._blocks_per_rollout)),
+                        identity=identity,
+                        checkpoint_seconds=checkpoint_seconds,
                     )
-                seconds = earlier + time.perf_counter() - begin
+                    seconds = self.model.seconds
+                else:
+                    begin = time.perf_counter()
+                    with write_checkpoints(checkpoint, checkpoint_seconds) as writer:
+                        earlier = learn_with_checkpoint(
+                            self.model, total, callbacks, writer, interval, identity
+                        )
+                    seconds = earlier + time.perf_counter() - begin
         seen = int(self.model.num_timesteps) // self.blocks_per_channel
         self.channels_seen = (self.channels_seen or 0) + seen
         self.training_seconds = (self.training_seconds or 0.0) + seconds
         return self
+
+    @contextmanager
+    def _blame_divergence(self) -> Iterator[None]:
+        """Raise TrainingError where weights or multipliers are not finite, whatever came of it."""
+        try:
+            yield
+        except ValueError as error:
+            # What finds a policy that answers NaN does not know why it does.
+            if self._find_infinite() is None:
+                raise
+            cause: ValueError | None = error
+        else:
+            cause = None
+        broken = self._find_infinite()
+        if broken is not None:
+            raise TrainingError(
+                f"training of {self.algorithm!r} diverged: {broken!r} is not finite after "
+                f"{int(self.model.num_timesteps)} blocks"
+            ) from cause
+
+    def _find_infinite(self) -> str | None:
+        held = {f"multiplier {k}": torch.tensor(v) for k, v in self.multipliers.items()}
+        return find_infinite({**self.model.policy.state_dict(), **held})
 
     def _identify(self) -> dict[str, Any]:
         """What tells this agent from others, as plain JSON types."""

@@ -100,7 +100,7 @@ def joint_upper_bound(
         ValueError: If an argument is not allowed.
     """
     system = find_system(env)
-    check_integer("subdivisions", subdivisions, 0)
+    subdivisions = check_integer("subdivisions", subdivisions, 0)
     scenario = system.scenario
     threshold = scenario.sensing_threshold if sensing_threshold is None else sensing_threshold
     system.codec.check_channels(channels)

@@ -137,9 +137,10 @@ class NetworkPolicy(JointOracle):
         calibration_channels: int = 128,
         **options: Any,
     ) -> None:
+        num_starts = check_integer("num_starts", num_starts, 1)
         super().__init__(
             env,
-            num_starts=check_integer("num_starts", num_starts, 1),
+            num_starts=num_starts,
             iterations=iterations,
             tolerance=tolerance,
             max_iterations=max_iterations,

@@ -11,7 +11,7 @@ from torch import Tensor
 from isac_gym.baselines.decoupled import DirectedPolicy
 from isac_gym.physics.precoding import precoder_directions
 from isac_gym.registry import register_baseline
-from isac_gym.validation import check_integer
+from isac_gym.validation import check_integer, check_real
 
 __all__ = ["EqualPower", "RandomPower"]
 
@@ -26,9 +26,10 @@ class _FixedDirections(DirectedPolicy):
 
     def _check_limit(self, name: str, value: float | None) -> float | None:
         budget = self.scenario.comm_power
-        if value is not None and not 0.0 <= value <= budget:
-            raise ValueError(f"{name} must be None or a number in [0, {budget:g}] W, got {value!r}")
-        return value
+        if value is None:
+            return None
+        allowed = f"None or a number in [0, {budget:g}] W"
+        return check_real(name, value, allowed, lambda x: 0.0 <= x <= budget)
 
 
 @register_baseline(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
+from isac_gym.channels.base import LARGEST_MAGNITUDE
 from isac_gym.policy import SystemPolicy
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem
@@ -152,8 +153,14 @@ class StationPolicy(ABC):
             raise not_allowed("local_csi", f"shape {tuple(local_csi.shape)}", allowed)
         if not local_csi.is_complex():
             raise not_allowed("local_csi", local_csi.dtype, "complex")
-        if not bool(torch.isfinite(torch.view_as_real(local_csi)).all()):
+        parts = torch.view_as_real(local_csi.resolve_conj())
+        if not bool(torch.isfinite(parts).all()):
             raise ValueError("local_csi must be finite, got NaN or infinite entries")
+        if local_csi.numel() and float(parts.abs().amax()) > LARGEST_MAGNITUDE:
+            raise ValueError(
+                f"local_csi must be of magnitude {LARGEST_MAGNITUDE:g} or less, got one of "
+                f"{float(parts.abs().amax()):g}"
+            )
 
     def _check_received(self, received: Received, count: int) -> None:
         expected = (count, *self._message_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from isac_gym.channels.base import check_magnitude, convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem, find_system
 from isac_gym.validation import not_allowed
@@ -84,21 +86,42 @@ class SystemPolicy(ABC):
         """Choose actions; see :meth:`Policy.predict`.
 
         Raises:
-            ValueError: If the observation has another length than the scenario's, or is not
-                finite.
+            TypeError: If the observation does not hold real numbers.
+            ValueError: If the observation has another length than the scenario's, is not finite or
+                too large (:data:`~isac_gym.channels.base.LARGEST_MAGNITUDE`), or the policy answers
+                anything but finite numbers.
         """
-        array = np.asarray(observation, np.float32)
+        given = convert_to_array("observation", observation)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"observation must hold real numbers, got dtype {given.dtype}")
+        array = given
+        if given.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what overflows is found below
+                array = given.astype(np.float32)
         size = self.system.codec.observation_size
         if array.ndim not in (1, 2) or array.shape[-1] != size:
             raise ValueError(
                 f"observation must have shape ({size},) or (n, {size}), got {array.shape}"
             )
-        if not np.isfinite(array).all():
-            raise ValueError("observation must be finite, got NaN or infinite entries")
+        check_magnitude("observation", array)
+        if not array.size:
+            return np.empty((0, self.system.codec.action_size), np.float32), state
         with torch.inference_mode():
             batch = torch.from_numpy(np.atleast_2d(array)).to(self.system.device)
             actions = self.act(batch, deterministic).cpu().numpy()
+        flat = actions.reshape(-1)
+        if not math.isfinite(flat.dot(flat)):
+            self._check_finite(actions)
         return (actions[0] if array.ndim == 1 else actions), state
+
+    def _check_finite(self, actions: npt.NDArray[np.float32]) -> None:
+        bad = np.flatnonzero(~np.isfinite(actions).all(-1))
+        if len(bad):
+            raise ValueError(
+                f"{type(self).__name__} must answer finite actions, got NaN or infinity for "
+                f"observation {int(bad[0])}: its weights or prices are so large that single "
+                "precision overflows"
+            )
 
 
 class Translation:

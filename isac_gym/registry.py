@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from isac_gym.declarations import Entry, find_installed, load_attribute, read_declarations
 
 __all__ = [
@@ -175,7 +177,7 @@ class Registry:
         name = self._find_entry(kind, "").name
         try:
             arguments = {key: getattr(made, key) for key in inspect.signature(kind).parameters}
-            arguments = json.loads(json.dumps(arguments, default=_as_text))
+            arguments = json.loads(json.dumps(arguments, default=_as_plain))
         except (AttributeError, TypeError, ValueError):
             return {"name": name, "arguments": None}
         content = {"digest": made.digest} if hasattr(made, "digest") else {}
@@ -242,10 +244,15 @@ def _parse_value(value: str, signature: inspect.Signature) -> float | str:
         return value
 
 
-def _as_text(value: object) -> str:
-    """Paths as text; nothing else is known to be what a constructor accepts."""
+def _as_plain(value: object) -> Any:
+    """Paths as text, and scalars of NumPy as those of Python.
+
+    Nothing else is known to be what a constructor accepts.
+    """
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
     raise TypeError(f"no JSON type: {value!r}")
 
 

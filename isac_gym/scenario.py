@@ -12,7 +12,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from isac_gym.validation import check_choice, check_integer, check_real, not_allowed
+from isac_gym.validation import (
+    LARGEST_INTEGER,
+    check_choice,
+    check_integer,
+    check_real,
+    not_allowed,
+)
 
 __all__ = [
     "PRESETS",
@@ -38,6 +44,25 @@ CrossCorrelation: TypeAlias = Literal["grid_abs", "grid_sq", "target_sq"]
 Layout: TypeAlias = Literal["uniform", "hexagonal", "line"]
 Angles: TypeAlias = tuple[float, ...]
 
+LARGEST_SIZE: Final = 1024
+"""Largest number of users, antennas or cells."""
+
+_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "antenna_spacing": (1e-9, 1e3),
+    "comm_power": (1e-6, 1e6),
+    "radar_power": (1e-6, 1e6),
+    "sensing_threshold": (1e-9, 1e24),
+    "pattern_scale": (1e-9, 1e9),
+    "csi_error_variance": (0.0, 1e6),
+    "cell_radius": (1e-6, 1e9),
+    "least_distance": (1e-9, 1e9),
+    "path_loss_exponent": (0.0, 100.0),
+    "shadowing_std_db": (0.0, 100.0),
+}
+"""Least and largest values with which no square or ratio leaves single precision."""
+_GAINS: Final = (1e-12, 1e6)
+"""The same of ``intercell_gain``, which may also be 0."""
+
 GRID_STEP_DEG: Final = 1.0
 """Spacing of the angular grid in degrees; -90 ... 90 gives L = 181 directions."""
 
@@ -61,24 +86,29 @@ class Scenario:
     The defaults are the preset ``"paper"``: one base station, K = 5 users, 12 + 12 antennas and
     targets at -70, 0 and 40 degrees.
 
+    Numbers of users, antennas and cells are at most 1024. Real fields have the ranges in square
+    brackets: whatever they are together, single precision holds what is computed with them.
+
     Attributes:
         num_users: Single-antenna users K a cell.
         num_comm_antennas: Communication antennas M_C of a base station.
         num_radar_antennas: Radar antennas M_R of a base station.
-        antenna_spacing: Element spacing of the uniform linear array, in wavelengths.
+        antenna_spacing: Element spacing of the uniform linear array, in wavelengths
+            [1e-9, 1e3].
         target_angles_deg: Target directions in degrees within [-90, 90]; with several cells either
             one set for all stations or one set a station.
         beam_width_deg: Width of the desired beam around each target, in degrees. A beam that
             falls between two directions of the 1-degree grid is an error.
-        comm_power: Communication power budget P_C of a station, in W.
-        radar_power: Radar power P_R of a station, in W, split evenly over its radar antennas.
-        snr_db: P_C / N0 in dB; defines the noise power N0. With a layout that has distances it is
-            the SNR at the edge of a cell (at ``cell_radius``) without shadowing.
-        sensing_threshold: Largest allowed sensing loss (epsilon in equation (10)).
+        comm_power: Communication power budget P_C of a station, in W [1e-6, 1e6].
+        radar_power: Radar power P_R of a station, in W [1e-6, 1e6], split evenly over its radar
+            antennas.
+        snr_db: P_C / N0 in dB [-100, 100]; defines the noise power N0. With a layout that has
+            distances it is the SNR at the edge of a cell (at ``cell_radius``) without shadowing.
+        sensing_threshold: Largest allowed sensing loss (epsilon in equation (10)) [1e-9, 1e24].
         cross_correlation: Form of the cross-correlation term: ``"grid_abs"`` is equation (9),
             ``"grid_sq"`` squares it, ``"target_sq"`` squares it over pairs of target directions.
-        pattern_scale: Scale alpha of the desired pattern: a positive number, or ``"optimal"`` for
-            the value that minimises the beampattern error.
+        pattern_scale: Scale alpha of the desired pattern: a positive number [1e-9, 1e9], or
+            ``"optimal"`` for the value that minimises the beampattern error.
         control: What the communication part of an action means: ``"power"`` (K powers along
             fixed directions), ``"amplitude"`` (real M_C x K weights), ``"beamforming"``
             (complex M_C x K weights), or ``"structured"`` (a few numbers a user in formulas of
@@ -99,23 +129,24 @@ class Scenario:
         doppler: Normalised Doppler frequency (Doppler frequency times block duration) of the
             Gauss-Markov fading process; None makes the blocks independent.
         csi_error_variance: Variance of the error of the observed channel estimate, relative to
-            the mean power of the link. 0 is perfect channel knowledge.
+            the mean power of the link [0, 1e6]. 0 is perfect channel knowledge.
         num_cells: Base stations J, each with its own K users.
         intercell_gain: Mean power of a path from a station to a user of another cell, with
-            ``layout="uniform"``; without effect in the other layouts.
+            ``layout="uniform"``; without effect in the other layouts. 0, or [1e-12, 1e6].
         layout: ``"uniform"``: paths within a cell have the mean power 1, those between cells
             ``intercell_gain``. ``"hexagonal"`` and ``"line"``: stations on a hexagonal grid (from
             the centre outwards) or along a line, users at random in their cells for the length of
             an episode, and the mean power of a path of length d is
             (d/cell_radius)^(-path_loss_exponent)·10^(s/10), s being its shadowing in dB. The
             following fields are without effect with ``"uniform"``.
-        cell_radius: Radius R of a cell, in m: that of the corners of a hexagon, whose neighbours
-            are √3·R apart, or that of a disc along the line, whose neighbours are 2·R apart.
-        least_distance: Smallest distance of a user from any station, in m; smaller than the
-            inradius of a cell.
-        path_loss_exponent: Exponent of the path gain's fall with distance.
-        shadowing_std_db: Standard deviation of the log-normal shadowing, in dB, independent for
-            each path from a station to a user.
+        cell_radius: Radius R of a cell, in m [1e-6, 1e9]: that of the corners of a hexagon, whose
+            neighbours are √3·R apart, or that of a disc along the line, whose neighbours are 2·R
+            apart.
+        least_distance: Smallest distance of a user from any station, in m [1e-9, 1e9]; smaller than
+            the inradius of a cell.
+        path_loss_exponent: Exponent of the path gain's fall with distance [0, 100].
+        shadowing_std_db: Standard deviation of the log-normal shadowing, in dB [0, 100],
+            independent for each path from a station to a user.
         episode_length: Coherence blocks an episode, which ends by truncation.
 
     Raises:
@@ -163,7 +194,8 @@ class Scenario:
             ("num_cells", 1),
             ("episode_length", 1),
         ):
-            put(name, check_integer(name, getattr(self, name), minimum))
+            largest = LARGEST_INTEGER if name == "episode_length" else LARGEST_SIZE
+            put(name, check_integer(name, getattr(self, name), minimum, largest))
         for name in (
             "antenna_spacing",
             "comm_power",
@@ -234,6 +266,13 @@ class Scenario:
                 "'channels' unless control is 'structured', or 'power' with radar='fixed' (other "
                 "actions depend on the phases of channels)",
             )
+        for name, (lowest, highest) in _RANGES.items():
+            value = getattr(self, name)
+            if value != "optimal" and not lowest <= value <= highest:
+                raise not_allowed(name, value, f"in [{lowest:g}, {highest:g}]")
+        if self.intercell_gain and not _GAINS[0] <= self.intercell_gain <= _GAINS[1]:
+            allowed = f"0 or in [{_GAINS[0]:g}, {_GAINS[1]:g}]"
+            raise not_allowed("intercell_gain", self.intercell_gain, allowed)
         put("target_angles_deg", self._check_targets())
         if self.is_geometric:
             inradius = self.cell_radius * (math.sqrt(0.75) if self.layout == "hexagonal" else 1.0)

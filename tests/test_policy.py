@@ -15,8 +15,10 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor
 
 import isac_gym
+from isac_gym.channels import RayleighChannel
 from isac_gym.policy import Policy, SystemPolicy, find_system
 from isac_gym.registry import AGENTS, make_agent
+from isac_gym.system.simulation import Simulation
 
 CONTROLS = ("power", "amplitude", "beamforming", "structured")
 REGISTERED = AGENTS.entries()
@@ -180,6 +182,117 @@ def test_observations_must_be_finite(env: gym.Env[Any, Any], bad: float) -> None
     observation[3] = bad
     with pytest.raises(ValueError, match="observation must be finite"):
         make_agent("mrt", env).predict(observation)
+
+
+def make_extreme_channels(cells: int, users: int, antennas: int) -> dict[str, Any]:
+    """Channels at the ends of what is allowed, each (J, J, K, M)."""
+    rng = np.random.default_rng(0)
+    shape = (cells, cells, users, antennas)
+    plain = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+    large = 9.9e7 * plain / np.abs(plain).max()
+    found = {"zero": 0.0 * plain}
+    found |= {f"times {factor:g}": factor * plain for factor in (1e-42, 1e-30, 1e-15, 1e4)}
+    one, silent, mixed = plain.copy(), large.copy(), 1e-20 * plain
+    one[:, :, 0], mixed[:, :, 0] = large[:, :, 0], large[:, :, 0]
+    silent[:, :, 0] = 0.0
+    found |= {
+        "large": large,
+        "one large": one,
+        "one silent": silent,
+        "one large, others tiny": mixed,
+    }
+    for name, level in (
+        ("alike", 1.0),
+        ("large and alike", 9.9e7),
+        ("fairly large and alike", 1e6),
+    ):
+        found[name] = np.broadcast_to(plain[:, :, :1], shape) * (level / np.abs(plain).max())
+    antenna = np.zeros_like(plain)
+    antenna[..., 0] = antenna[..., -1] = 1e8
+    found["two antennas"] = antenna
+    return {name: channels.astype(np.complex64) for name, channels in found.items()}
+
+
+@pytest.mark.parametrize("name", list(REGISTERED))
+@pytest.mark.parametrize("snr_db", [10.0, 100.0])
+def test_agents_answer_extreme_channels(name: str, snr_db: float) -> None:
+    entry = REGISTERED[name]
+    if entry.is_reference and snr_db == 10.0:
+        pytest.skip("takes long, and is harder at the other SNR")
+    control = next(each for each in ("beamforming", "power") if each in entry.controls)
+    cells = max(entry.least_cells, 2 if entry.learns else 1)
+    env = make(control=control, num_cells=cells, snr_db=snr_db)
+    # Prices that would take long to be found.
+    told: dict[str, dict[str, Any]] = {
+        "joint-expected": {"price": 1.0},
+        "joint-leakage": {"leakage_price": 1.0, "interference": 0.1},
+        "joint-network": {"num_starts": 2, "refined": 1},
+        "structured-expected": {"price": 1.0},
+    }
+    agent = make_agent(name, env, **{**options_of(name), **told.get(name, {})})
+    cases = make_extreme_channels(cells, 3, 9)
+    system = find_system(env)
+    channels = np.stack(list(cases.values()))
+    simulation = Simulation(system, RayleighChannel(), len(channels))
+    simulation.hold(channels, channels)
+    _, outcome = simulation.apply_checked(agent.predict(simulation.observe())[0])
+    for value in (outcome.sum_rate, *outcome.constraints.values()):
+        finite = torch.isfinite(value.reshape(len(channels), -1)).all(-1)
+        assert not [case for case, is_finite in zip(cases, finite, strict=True) if not is_finite]
+
+
+@pytest.mark.parametrize("name", list(REGISTERED))
+def test_an_empty_batch_has_an_empty_answer(name: str) -> None:
+    env = make(num_cells=REGISTERED[name].least_cells)
+    agent = make_agent(name, env, **options_of(name))
+    assert env.observation_space.shape is not None
+    assert env.action_space.shape is not None
+    actions, _ = agent.predict(np.zeros((0, *env.observation_space.shape), np.float32))
+    assert actions.shape == (0, *env.action_space.shape)
+    assert actions.dtype == np.float32
+
+
+def test_observations_must_be_real_numbers_of_an_allowed_magnitude(
+    env: gym.Env[Any, Any],
+) -> None:
+    observation, _ = env.reset(seed=0)
+    agent = make_agent("mrt", env)
+    for bad in (observation + 0j, observation.astype(str), observation > 0, [object()] * 54):
+        with pytest.raises(TypeError, match="observation must hold real numbers, got dtype"):
+            agent.predict(bad)
+    observation[3] = 1.1e8
+    with pytest.raises(
+        ValueError, match=r"observation must be of magnitude 1e\+08 or less.*\(3,\)"
+    ):
+        agent.predict(observation)
+    with pytest.raises(ValueError, match=r"observation must be finite"):
+        agent.predict(observation[None].astype(float) * 1e100)
+
+
+def test_answers_that_are_not_finite_are_blamed_on_the_agent(env: gym.Env[Any, Any]) -> None:
+    class Broken(SystemPolicy):
+        def act(self, observation: Tensor, deterministic: bool) -> Tensor:
+            actions = torch.zeros(len(observation), self.system.codec.action_size)
+            actions[1:, 4] = torch.inf
+            return actions
+
+    observation, _ = env.reset(seed=0)
+    agent = Broken(env)
+    agent.predict(observation)
+    with pytest.raises(ValueError, match=r"^Broken must answer finite actions.*observation 1:"):
+        agent.predict(np.stack([observation] * 3))
+
+
+@pytest.mark.parametrize("name", ["primal-dual", "distributed-primal-dual"])
+def test_weights_so_large_that_they_overflow_are_no_silent_nan(name: str) -> None:
+    env = make(num_cells=2)
+    agent = make_agent(name, env)
+    with torch.no_grad():
+        for weight in agent.network.parameters():
+            weight.fill_(3e38)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"^{type(agent).__name__} must answer finite actions"):
+        agent.predict(observation)
 
 
 def test_observations_must_fit_the_scenario(env: gym.Env[Any, Any]) -> None:

@@ -177,6 +177,45 @@ ACCEPTED: list[dict[str, Any]] = [
 ]
 
 
+BEYOND: list[tuple[str, Any, str]] = [
+    *((f"num_{name}", 1025, "an integer >= 1 and <= 1024") for name in ("users", "cells")),
+    *((f"num_{name}_antennas", 2**70, "an integer >= 1 and <= 1024") for name in ("comm", "radar")),
+    ("episode_length", 2**63, "an integer >= 1 and <= 2^63 - 1"),
+    ("comm_power", 1e39, "in [1e-06, 1e+06]"),
+    ("comm_power", 9e-7, "in [1e-06, 1e+06]"),
+    ("radar_power", 1e20, "in [1e-06, 1e+06]"),
+    ("intercell_gain", 1e100, "0 or in [1e-12, 1e+06]"),
+    ("intercell_gain", 1e-300, "0 or in [1e-12, 1e+06]"),
+    ("antenna_spacing", 1e300, "in [1e-09, 1000]"),
+    ("sensing_threshold", 1e-40, "in [1e-09, 1e+24]"),
+    ("pattern_scale", 1e10, "in [1e-09, 1e+09]"),
+    ("csi_error_variance", 1e7, "in [0, 1e+06]"),
+    ("cell_radius", 1e10, "in [1e-06, 1e+09]"),
+    ("least_distance", 1e-10, "in [1e-09, 1e+09]"),
+    ("path_loss_exponent", 101.0, "in [0, 100]"),
+    ("shadowing_std_db", 1e30, "in [0, 100]"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BEYOND)
+def test_values_beyond_the_ranges_are_refused(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {allowed}, got {value!r}")):
+        Scenario(**{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in BEYOND if not name.startswith("num_")])
+@pytest.mark.parametrize("value", [10**400, 10**5000], ids=["huge", "endless"])
+def test_huge_integers_are_refused_like_other_values(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .{{1,200}}, got .{{1,250}}$"):
+        Scenario(**{name: value})
+
+
+def test_presets_are_well_inside_the_ranges() -> None:
+    for scenario in PRESETS.values():
+        for name in ("comm_power", "radar_power", "sensing_threshold"):
+            scenario.replace(**{name: 1e3 * getattr(scenario, name)})
+
+
 @pytest.mark.parametrize("changes", ACCEPTED, ids=str)
 def test_values_at_the_limits_are_accepted_and_kept(changes: dict[str, Any]) -> None:
     scenario = Scenario(**changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from isac_gym.system.downlink import ISACSystem
 from isac_gym.validation import check_integer, not_allowed
 
 __all__ = ["DirectNetwork", "FullyConnected", "check_layers", "resolve_hidden_sizes"]
+
+_LARGEST_WIDTH: Final = 2**16
 
 
 class FullyConnected(nn.Module):
@@ -75,7 +77,7 @@ def resolve_hidden_sizes(given: Sequence[int] | None, num_users: int) -> tuple[i
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         allowed = "None or a non-empty sequence of integers >= 1"
         raise not_allowed("hidden_sizes", given, allowed)
-    return tuple(check_integer("hidden_sizes", size, 1) for size in given)
+    return tuple(check_integer("hidden_sizes", size, 1, _LARGEST_WIDTH) for size in given)
 
 
 def check_layers(options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,28 @@ import numpy.typing as npt
 from isac_gym.scenario import Layout, Scenario
 
 __all__ = [
+    "LARGEST_GAIN",
+    "LARGEST_MAGNITUDE",
     "ChannelModel",
     "Complex",
     "Deployment",
+    "check_magnitude",
     "convert_to_array",
     "draw_complex_normal",
+    "has_allowed_magnitude",
     "scale_between_cells",
 ]
 
 Complex = npt.NDArray[np.complex64]
+
+LARGEST_MAGNITUDE: Final = 1e8
+"""Of an entry of a channel, where paths have a mean power of about 1: 160 dB above that. What is
+computed of channels, fourth powers among it, single precision holds up to here."""
+_SAFE_BOUND: Final = LARGEST_MAGNITUDE * math.sqrt(0.5)
+"""With both parts within it, the magnitude of a complex number is allowed."""
+_FEW: Final = 4096
+LARGEST_GAIN: Final = LARGEST_MAGNITUDE**2 / 100.0
+"""Of a path's mean power, so that fading does not exceed the largest magnitude."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +111,47 @@ def convert_to_array(name: str, given: npt.ArrayLike) -> npt.NDArray[Any]:
         raise ValueError(f"{name} must be an array with rows of equal length: {error}") from error
 
 
+def check_magnitude(name: str, channels: npt.NDArray[Any]) -> None:
+    """Check that channels are finite and not too large for what is computed of them.
+
+    Args:
+        name: What they are called in messages.
+        channels: Complex or real array of single precision.
+
+    Raises:
+        ValueError: If an entry is NaN, infinite, or of a magnitude above
+            :data:`LARGEST_MAGNITUDE`; the message names it and its index.
+    """
+    if has_allowed_magnitude(channels):
+        return
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite, and too large
+        bad = np.argwhere(~(np.abs(channels) <= LARGEST_MAGNITUDE))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        value = channels[index]
+        allowed = f"of magnitude {LARGEST_MAGNITUDE:g} or less" if np.isfinite(value) else "finite"
+        raise ValueError(
+            f"{name} must be {allowed}, got {value} at index {index} of shape {channels.shape}"
+        )
+
+
+def has_allowed_magnitude(channels: npt.NDArray[Any]) -> bool:
+    """Whether all entries are finite and certainly not too large; quick, for every step.
+
+    Args:
+        channels: Complex or real array of single precision.
+
+    Returns:
+        False where an entry is not allowed, or a few numbers are all but too large together, for
+        :func:`check_magnitude` to decide.
+    """
+    parts = channels.reshape(-1).view(np.float32)
+    if parts.size <= _FEW:
+        # The fastest for few numbers. NaN passes no comparison.
+        return bool(parts.dot(parts) <= _SAFE_BOUND**2)
+    return bool(parts.min() >= -_SAFE_BOUND and parts.max() <= _SAFE_BOUND)
+
+
 def draw_complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Complex:
     """Independent CN(0, 1) entries, complex64."""
     parts = rng.standard_normal((*shape, 2), dtype=np.float32)
@@ -129,7 +183,8 @@ class ChannelModel(ABC):
             deployment: Dimensions and gains.
 
         Returns:
-            complex64 array (n, J, J, K, M).
+            complex64 array (n, J, J, K, M), whose entries are finite and of a magnitude of 1e8 or
+            less.
         """
 
     def advance(

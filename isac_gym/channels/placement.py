@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from isac_gym.channels.base import convert_to_array
+from isac_gym.channels.base import LARGEST_GAIN, convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.validation import not_allowed
 
@@ -161,7 +161,8 @@ def draw_path_gains(
         float32 array (n, J, J, K) for [station, cell, user].
 
     Raises:
-        ValueError: If a gain is too large for single precision.
+        ValueError: If a gain is above :data:`~isac_gym.channels.base.LARGEST_GAIN`, beyond which
+            single precision does not hold what is computed with it.
     """
     distances = measure_distances(positions, scenario)
     shadowing = scenario.shadowing_std_db * rng.standard_normal(distances.shape)
@@ -170,11 +171,11 @@ def draw_path_gains(
         fall = scenario.path_loss_exponent * np.log10(distances / scenario.cell_radius)
         level = shadowing / 10.0 - fall
         gains: npt.NDArray[np.float32] = (10.0**level).astype(np.float32)
-    if not np.isfinite(gains).all():
+    if not gains.max(initial=0.0) <= LARGEST_GAIN:
         raise ValueError(
             f"path_loss_exponent={scenario.path_loss_exponent!r} and "
             f"shadowing_std_db={scenario.shadowing_std_db!r} must leave gains below "
-            f"{np.finfo(np.float32).max:.1e}, got one of {10.0 * level.max():.0f} dB"
+            f"{LARGEST_GAIN:g}, got one of {10.0 * level.max():.0f} dB"
         )
     return gains
 

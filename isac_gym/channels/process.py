@@ -14,7 +14,10 @@ from isac_gym.channels.base import (
     ChannelModel,
     Complex,
     Deployment,
+    check_magnitude,
+    convert_to_array,
     draw_complex_normal,
+    has_allowed_magnitude,
     scale_between_cells,
 )
 from isac_gym.channels.placement import (
@@ -111,9 +114,10 @@ class ChannelProcess:
                 them.
 
         Raises:
-            TypeError: If the positions are no real numbers.
-            ValueError: If positions are not allowed, or the mask leaves out an environment whose
-                users have no positions yet.
+            TypeError: If the positions are no real numbers, or what the model draws no numbers.
+            ValueError: If positions are not allowed, the mask leaves out an environment whose users
+                have no positions yet, or what the model draws is of another shape, not finite or
+                too large (:data:`~isac_gym.channels.base.LARGEST_MAGNITUDE`).
         """
         self._begin(rng, len(self.channels), where, positions, None)
 
@@ -123,6 +127,10 @@ class ChannelProcess:
         Args:
             rng: The only source of randomness: one generator, or one for each environment.
             where: Which environments, (n,); None means all.
+
+        Raises:
+            TypeError: If what the model draws is no numbers.
+            ValueError: If it is of another shape, not finite or too large.
         """
         parts = []
         for share in _share_out(rng, len(self.channels), where):
@@ -141,7 +149,8 @@ class ChannelProcess:
             gains: Mean power in each environment instead of ``intercell_gain``, (n,).
 
         Raises:
-            ValueError: If the layout has distances, or ``intercell_gain`` is 0.
+            ValueError: If the layout has distances, ``intercell_gain`` is 0, or channels become
+                too large.
         """
         base = self._scenario.intercell_gain
         if self._scenario.is_geometric or base == 0.0:
@@ -153,6 +162,7 @@ class ChannelProcess:
         own = np.eye(self._scenario.num_cells, dtype=np.bool_)[:, :, None, None]
         known = self.estimates is self.channels
         self.channels = np.where(own, self.channels, factors * self.channels)
+        check_magnitude("channels with gains in gain_range", self.channels)
         self.estimates = (
             self.channels if known else np.where(own, self.estimates, factors * self.estimates)
         )
@@ -177,9 +187,10 @@ class ChannelProcess:
 
         Raises:
             TypeError: If the positions are no real numbers.
-            ValueError: If positions are not allowed, or the mask leaves out an environment whose
-                users have no positions yet.
+            ValueError: If channels are not finite or too large, positions are not allowed, or the
+                mask leaves out an environment whose users have no positions yet.
         """
+        check_magnitude("channels", channels)
         num = len(channels) if where is None else len(self.channels)
         self._begin(rng, num, where, positions, channels)
 
@@ -222,6 +233,9 @@ class ChannelProcess:
         estimates = observe_channels(
             share.generator, channels, deployment, self._scenario.csi_error_variance
         )
+        if estimates is not channels:
+            variance = self._scenario.csi_error_variance
+            check_magnitude(f"channel estimates with csi_error_variance={variance:g}", estimates)
         return _Blocks(channels, estimates, users, None if users is None else deployment.gains)
 
     def _put(self, parts: list[_Blocks], where: npt.NDArray[np.bool_] | None) -> None:
@@ -255,11 +269,23 @@ class ChannelProcess:
 
     def _check_drawn(self, drawn: Complex, num: int) -> Complex:
         shape = (num, *self.deployment.shape)
-        if np.shape(drawn) != shape:
+        array = drawn
+        if not isinstance(drawn, np.ndarray):
+            array = convert_to_array(f"channels drawn by {self.model!r}", drawn)
+        if array.shape != shape:
             raise ValueError(
-                f"{self.model!r} must draw channels of shape {shape}, got {np.shape(drawn)}"
+                f"{self.model!r} must draw channels of shape {shape}, got {array.shape}"
             )
-        return drawn.astype(np.complex64, copy=False)
+        if array.dtype != np.complex64:
+            if array.dtype.kind not in "iufc":
+                raise TypeError(
+                    f"channels drawn by {self.model!r} must be numbers, got dtype {array.dtype}"
+                )
+            with np.errstate(over="ignore"):  # what overflows is found below
+                array = array.astype(np.complex64)
+        if not has_allowed_magnitude(array):  # the name takes longer than the check
+            check_magnitude(f"channels drawn by {self.model!r}", array)
+        return array
 
 
 class _Share(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,9 +52,10 @@ class RicianChannel(ChannelModel):
         given, allowed = self.angle_range_deg, "(low, high) with -90 <= low <= high <= 90"
         if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
             raise not_allowed("angle_range_deg", given, allowed)
-        if not all(isinstance(angle, numbers.Real) for angle in given):
-            raise not_allowed("angle_range_deg", given, allowed)
-        low, high = map(float, given)
+        try:
+            low, high = (check_real("angle", each, allowed, math.isfinite) for each in given)
+        except ValueError:  # shown whole
+            raise not_allowed("angle_range_deg", given, allowed) from None
         if not -90.0 <= low <= high <= 90.0:
             raise not_allowed("angle_range_deg", given, allowed)
         object.__setattr__(self, "angle_range_deg", (low, high))

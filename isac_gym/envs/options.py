@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from isac_gym.channels import ChannelModel, Complex, Deployment
-from isac_gym.channels.base import convert_to_array
+from isac_gym.channels.base import check_magnitude, convert_to_array
 from isac_gym.scenario import Scenario
 from isac_gym.validation import check_integer
+
+_LARGEST_SEED: Final = 2**128 - 1
+"""That of the seeds that NumPy draws by itself, which Gymnasium hands out."""
 
 __all__ = ["check_channels", "check_channels_alone", "check_options", "check_seeds"]
 
@@ -57,7 +60,7 @@ def check_channels(
 
     Raises:
         TypeError: If they are no numbers.
-        ValueError: If their shape differs, or they are not finite.
+        ValueError: If their shape differs, or they are not finite or too large.
     """
     name = "options['channels']"
     array = convert_to_array(name, given)
@@ -70,8 +73,7 @@ def check_channels(
         raise ValueError(f"{name} must have shape {allowed}, got {array.shape}")
     with np.errstate(over="ignore"):  # what overflows is found below
         converted = array.astype(np.complex64)
-    if not np.isfinite(converted).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinite entries")
+    check_magnitude(name, converted)
     if num_envs is None:
         return converted.reshape(deployment.shape)
     single = converted.reshape(-1, *deployment.shape)
@@ -120,6 +122,6 @@ def check_seeds(seed: object, num_envs: int) -> list[int | None] | None:
             f"environment, got {len(seed)}"
         )
     return [
-        None if value is None else check_integer(f"seed[{index}]", value, 0)
+        None if value is None else check_integer(f"seed[{index}]", value, 0, _LARGEST_SEED)
         for index, value in enumerate(seed)
     ]

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from isac_gym.envs.batched import ISACVectorEnv
 from isac_gym.envs.members import Member
 from isac_gym.scenario import ScenarioLike
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_flag, check_integer, not_allowed
 
 try:
     from stable_baselines3.common.env_util import is_wrapped
@@ -97,8 +97,8 @@ class SB3VecEnv(VecEnv):
         self.envs = envs
         self.step_info: Mapping[str, Any] = {}
         self._mode = _check_mode(envs.metadata.get("autoreset_mode"))
-        self._bootstraps = _check_flag("bootstraps", bootstraps)
-        self._seed_each = _check_flag("seed_each", seed_each)
+        self._bootstraps = check_flag("bootstraps", bootstraps)
+        self._seed_each = check_flag("seed_each", seed_each)
         self._info_names = _check_names(info_names)
         self._reset_names: frozenset[str] = frozenset()
         self._actions: Any = None
@@ -467,12 +467,6 @@ def _check_mode(value: object) -> AutoresetMode:
     except ValueError:
         allowed = "an AutoresetMode or its value"
         raise not_allowed("envs.metadata['autoreset_mode']", value, allowed) from None
-
-
-def _check_flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise not_allowed(name, value, "True or False")
-    return value
 
 
 def _check_names(names: Sequence[str] | None) -> tuple[str, ...] | None:

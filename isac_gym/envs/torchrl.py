@@ -101,12 +101,14 @@ class BatchedStations(EnvBase):  # type: ignore[misc]
         message_bits: int = 0,
         **parameters: Any,
     ) -> None:
-        super().__init__(batch_size=[check_integer("num_envs", num_envs, 1)])
+        num_envs = check_integer("num_envs", num_envs, 1)
+        super().__init__(batch_size=[num_envs])
         self.reward_kind = check_choice("reward", reward, RewardKind)
         self.scenario = resolve_scenario(scenario, parameters, DEFAULT_SCENARIO)
         self.envs = ISACVectorEnv(num_envs, self.scenario, autoreset_mode="Disabled")
         self.cells = cells = self.scenario.num_cells
-        self.exchange = Exchange(cells, check_integer("message_bits", message_bits, 0))
+        message_bits = check_integer("message_bits", message_bits, 0)
+        self.exchange = Exchange(cells, message_bits)
         self._bits = message_bits * (cells - 1)
         self._arrived = torch.zeros(num_envs, cells, self._bits)
         self._waiting_seed: int | None = None

@@ -57,9 +57,9 @@ def evaluation_set(
         The set, the same for the same arguments.
 
     Raises:
-        ValueError: If ``channels`` is less than 1.
+        ValueError: If ``channels`` is less than 1, or the seed is none.
     """
-    channels = check_integer("channels", channels, 1)
+    channels, seed = check_integer("channels", channels, 1), check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     is_dependent = model.is_time_correlated or scenario.is_geometric
     length = scenario.episode_length if is_dependent else 1

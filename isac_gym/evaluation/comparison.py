@@ -12,6 +12,7 @@ from isac_gym.evaluation.provenance import provenance
 from isac_gym.evaluation.table import Column, Row, Table
 from isac_gym.policy import Policy
 from isac_gym.system.downlink import ISACSystem, find_system
+from isac_gym.validation import check_flag
 
 __all__ = ["Comparison", "compare", "tabulate_comparison"]
 
@@ -85,6 +86,7 @@ def compare(
     unknown = sorted(set(references) - set(agents))
     if unknown:
         raise ValueError(f"references must be among the agents {list(agents)}, got {unknown}")
+    deterministic = check_flag("deterministic", deterministic)
     system = find_system(env)
     blocks = evaluation_set(system.scenario, env.unwrapped.channel_model, channels, seed)
     results = []
@@ -98,7 +100,7 @@ def compare(
     settings = {
         **provenance(env),
         "channels": blocks.count,
-        "evaluation_seed": seed,
+        "evaluation_seed": blocks.seed,
         "evaluation_set": blocks.digest,
         "deterministic": deterministic,
     }

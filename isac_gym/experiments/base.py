@@ -65,6 +65,12 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def _check_setting(name: str, minimum: float, value: object) -> float:
+    if isinstance(minimum, int):
+        return check_integer(name, value, minimum)
+    return check_real(name, value, f"a number >= {minimum:g}", lambda x: x >= minimum)
+
+
 def check_evaluation_seed(evaluation_seed: int, seeds: int) -> None:
     """Check that no training of the seeds 0, 1, … sees the channels of an evaluation.
 
@@ -144,12 +150,10 @@ class Experiment(ABC):
             minimum, given = field.metadata.get("minimum"), getattr(self, field.name)
             if minimum is None or given is None:
                 continue
-            for value in given if isinstance(given, Sequence) else [given]:
-                if isinstance(minimum, int):
-                    check_integer(field.name, value, minimum)
-                else:
-                    allowed = f"a number >= {minimum:g}"
-                    check_real(field.name, value, allowed, lambda x, least=minimum: x >= least)  # type: ignore[misc]
+            check = functools.partial(_check_setting, field.name, minimum)
+            is_several = isinstance(given, Sequence) and not isinstance(given, str)
+            checked = type(given)(map(check, given)) if is_several else check(given)
+            object.__setattr__(self, field.name, checked)
 
     @property
     def name(self) -> str:

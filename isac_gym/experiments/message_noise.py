@@ -70,11 +70,13 @@ class MessageNoise(DistributedAgent):
                 probability is none.
         """
         self.check_stations()
-        for value in self.flip_probabilities:
+        flips = [
             check_real("flip_probabilities", value, "numbers in [0, 1]", lambda x: 0 <= x <= 1)
+            for value in self.flip_probabilities
+        ]
         self.check_agent(self.message_bits)
         errors = [
-            *((value, 0.0) for value in self.flip_probabilities),
+            *((value, 0.0) for value in flips),
             *((0.0, value) for value in self.csi_error_variances),
         ]
         return [

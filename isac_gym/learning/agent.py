@@ -32,7 +32,7 @@ from isac_gym.registry import CHANNELS, CONSTRAINTS
 from isac_gym.system.constraints import find_priced
 from isac_gym.system.downlink import choose_device
 from isac_gym.threads import run_in_threads
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_integer, check_real, not_allowed
 
 __all__ = ["LearningAgent"]
 
@@ -96,8 +96,8 @@ class LearningAgent(SystemPolicy):
         self.channel_model: ChannelModel = env.unwrapped.channel_model
         self.priced = find_priced(self.system.constraints, config.priced_constraint)
         self.architecture = name_architecture(config.architecture, self.scenario)
-        self._rng = np.random.default_rng(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._rng = np.random.default_rng(self.seed)
+        self._generator = torch.Generator().manual_seed(self.seed)
         self.network = make_network(self.architecture, self.system, self._generator, config.options)
         self.grid: ConditionGrid | None = None
         if config.snr_range_db is not None or config.threshold_range is not None:
@@ -231,7 +231,8 @@ class LearningAgent(SystemPolicy):
             The agent itself.
 
         Raises:
-            TrainingError: If the loss or a gradient is not finite, or the gradient vanishes.
+            TrainingError: If the loss, a gradient, a weight or a multiplier is not finite, or the
+                gradient vanishes.
             CheckpointError: If the checkpoint is damaged, or of another training.
             OutputInUseError: If another training writes to the checkpoint.
             Stopped: If SIGINT or SIGTERM came while there is a checkpoint, which is then written.
@@ -347,7 +348,7 @@ class LearningAgent(SystemPolicy):
             self.multiplier,
             channels=check_integer("channels", channels, 1),
             seed=check_integer("seed", seed, 0),
-            margin=margin,
+            margin=check_real("margin", margin, "a number in [0, 1)", lambda x: 0 <= x < 1),
         )
         return tuple(self.calibrated.tolist())
 

@@ -49,7 +49,7 @@ def calibrate_price(
         The multipliers of quantity/limit - 1, (J,), in bit/s/Hz; 0 where the limit does not bind.
 
     Raises:
-        ValueError: If no price keeps the limit.
+        ValueError: If no price keeps the limit, or the policy answers NaN or infinity.
     """
     simulation = Simulation(system, model, channels)
     simulation.start(np.random.default_rng((0xCA11B, seed)))
@@ -69,6 +69,11 @@ def calibrate_price(
             outcome = simulation.apply(network(observation, conditions))
             found.append(priced.quantity(outcome, system))
         mean: Prices = (torch.cat(found).double().mean(0) / limit - 1.0).cpu().numpy()
+        if not np.isfinite(mean).all():
+            raise ValueError(
+                f"no price can be settled for {priced.name!r}: the policy answers NaN or infinity, "
+                "as with weights so large that single precision overflows"
+            )
         return mean
 
     def log_guess() -> Prices:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from isac_gym.learning.multipliers import DualRule
-from isac_gym.validation import check_choice, check_integer, check_real, not_allowed
+from isac_gym.scenario import LARGEST_SIZE
+from isac_gym.validation import (
+    LARGEST_INTEGER,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_real,
+    not_allowed,
+)
 
 __all__ = ["DISTRIBUTED_PRESETS", "PRESETS", "AgentConfig"]
 
@@ -17,7 +28,9 @@ _POSITIVE = (
     "dual_step_size",
 )
 _OPTIONAL = ("final_learning_rate", "final_dual_step_size", "gradient_clip")
-_RANGES = ("snr_range_db", "threshold_range")
+_LARGEST_BATCH: Final = 2**24
+_MOST: Final = 1e12
+"""Bound on step sizes and multipliers, which single precision is to hold with their products."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +66,9 @@ class AgentConfig:
         calibration_channels: Channels on which the price is settled after the training
             (:meth:`~isac_gym.learning.agent.LearningAgent.calibrate`); 0 leaves it as the training
             left it. Only networks that are told a price have one.
-        gain_range: Least and largest mean power of the paths between cells to train for, drawn
-            for each block, uniformly in its logarithm; None means the scenario's alone.
+        gain_range: Least and largest mean power of the paths between cells to train for, within
+            [1e-12, 1e6], drawn for each block, uniformly in its logarithm; None means the
+            scenario's alone.
         price_spread: Largest factor by which the price of a block is more or less than the
             multiplier's, drawn for each block, uniformly in its logarithm: a network that has met
             other prices knows what they mean. 1 means the multiplier's alone.
@@ -88,66 +102,59 @@ class AgentConfig:
     more_cells: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
         if not isinstance(self.architecture, str):
             raise not_allowed("architecture", self.architecture, "the name of a network")
+        put("architecture", str(self.architecture))
         if not (self.priced_constraint is None or isinstance(self.priced_constraint, str)):
             raise not_allowed("priced_constraint", self.priced_constraint, "None or a name")
+        if self.priced_constraint is not None:
+            put("priced_constraint", str(self.priced_constraint))
         if not isinstance(self.options, Mapping):
             raise not_allowed("options", self.options, "a mapping of settings of networks")
-        object.__setattr__(self, "options", {k: _freeze(v) for k, v in self.options.items()})
-        check_choice("dual_rule", self.dual_rule, DualRule)
-        for name in ("iterations", "batch_size"):
-            check_integer(name, getattr(self, name), 1)
+        put("options", {str(k): _freeze(str(k), v) for k, v in self.options.items()})
+        put("dual_rule", check_choice("dual_rule", self.dual_rule, DualRule))
+        put("iterations", check_integer("iterations", self.iterations, 1))
+        put("batch_size", check_integer("batch_size", self.batch_size, 1, _LARGEST_BATCH))
         for name in ("warmup_iterations", "calibration_channels"):
-            check_integer(name, getattr(self, name), 0)
+            put(name, check_integer(name, getattr(self, name), 0))
         for name in _POSITIVE:
-            check_real(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
+            put(name, _check_number(name, getattr(self, name), "a finite number > 0"))
         for name in ("dual_gain", "initial_multiplier"):
-            check_real(name, getattr(self, name), "a finite number >= 0", lambda value: value >= 0)
+            put(name, _check_number(name, getattr(self, name), "a finite number >= 0"))
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
-                allowed = "None or a finite number >= 0"
-                check_real(name, getattr(self, name), allowed, lambda value: value >= 0)
+                put(name, _check_number(name, getattr(self, name), "None or a finite number >= 0"))
         if self.gradient_clip == 0:
             raise not_allowed("gradient_clip", self.gradient_clip, "None or a finite number > 0")
         if self.dual_rule == "augmented" and self.dual_gain == 0:
             raise not_allowed("dual_gain", self.dual_gain, "> 0 for dual_rule 'augmented'")
-        check_real("price_spread", self.price_spread, "a number in [1, 100]", _is_spread)
+        spread = check_real("price_spread", self.price_spread, "a number in [1, 100]", _is_spread)
+        put("price_spread", spread)
         if not isinstance(self.more_cells, Sequence) or isinstance(self.more_cells, str):
             raise not_allowed("more_cells", self.more_cells, "a sequence of integers >= 1")
-        cells = tuple(check_integer("more_cells", value, 1) for value in self.more_cells)
-        object.__setattr__(self, "more_cells", cells)
-        if self.gain_range is not None:
-            allowed = "None or (least, largest), of positive numbers"
-            if not isinstance(self.gain_range, Sequence) or len(self.gain_range) != 2:
-                raise not_allowed("gain_range", self.gain_range, allowed)
-            low, high = (
-                check_real("gain_range", bound, allowed, lambda value: value > 0)
-                for bound in self.gain_range
-            )
+        cells = (check_integer("more_cells", n, 1, LARGEST_SIZE) for n in self.more_cells)
+        put("more_cells", tuple(cells))
+        relative = check_flag("relative_constraints", self.relative_constraints)
+        put("relative_constraints", relative)
+        for name, allowed, is_allowed in (
+            ("gain_range", "None or (least, largest), of positive numbers", _is_gain),
+            ("snr_range_db", "None or (least, largest), of magnitude 100 or less", _is_level),
+            ("threshold_range", "None or (least, largest), of magnitude 200 or less", _is_limit),
+        ):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 2:
+                raise not_allowed(name, given, allowed)
+            low, high = (check_real(name, bound, allowed, is_allowed) for bound in given)
             if low > high:
-                raise not_allowed("gain_range", self.gain_range, allowed)
-            object.__setattr__(self, "gain_range", (low, high))
-        if not isinstance(self.relative_constraints, bool):
-            raise not_allowed("relative_constraints", self.relative_constraints, "True or False")
-        for name in _RANGES:
-            if getattr(self, name) is not None:
-                self._check_range(name)
-
-    def _check_range(self, name: str) -> None:
-        bounds = getattr(self, name)
-        allowed = "None or (least, largest), of magnitude 200 or less"
-        if not isinstance(bounds, Sequence) or len(bounds) != 2:
-            raise not_allowed(name, bounds, allowed)
-        # Bounds on what a file can ask for: the grid of conditions grows with the range.
-        low, high = (
-            check_real(name, bound, allowed, lambda value: abs(value) <= 200) for bound in bounds
-        )
-        if low > high:
-            raise not_allowed(name, bounds, allowed)
-        if not self.relative_constraints:
-            raise not_allowed("relative_constraints", False, f"True with a {name}")
-        object.__setattr__(self, name, (low, high))
+                raise not_allowed(name, given, allowed)
+            if name != "gain_range" and not relative:
+                raise not_allowed("relative_constraints", False, f"True with a {name}")
+            put(name, (low, high))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON types; they are keyword arguments of the class."""
@@ -155,13 +162,46 @@ class AgentConfig:
         return plain
 
 
+def _check_number(name: str, value: object, allowed: str) -> float:
+    is_positive = allowed.endswith("> 0")
+    return check_real(name, value, allowed, lambda x: x > 0 or (x == 0 and not is_positive), _MOST)
+
+
 def _is_spread(value: float) -> bool:
     return 1.0 <= value <= 100.0
 
 
-def _freeze(value: Any) -> Any:
-    """Lists as tuples, so that settings from a file equal those that were saved."""
-    return tuple(map(_freeze, value)) if isinstance(value, (list, tuple)) else value
+def _is_gain(value: float) -> bool:
+    return 1e-12 <= value <= 1e6  # as intercell_gain
+
+
+def _is_level(value: float) -> bool:
+    return abs(value) <= 100  # as snr_db
+
+
+def _is_limit(value: float) -> bool:
+    # A bound on what a file can ask for: the grid of conditions grows with the range.
+    return abs(value) <= 200
+
+
+def _freeze(name: str, value: Any) -> Any:
+    """A network's option as plain JSON types, with lists as tuples.
+
+    So settings from a file equal those that were saved.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(name, entry) for entry in value)
+    if isinstance(value, Mapping):
+        return {str(key): _freeze(name, entry) for key, entry in value.items()}
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise not_allowed(name, value, "of magnitude 2^63 - 1 or less")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise not_allowed(name, value, "finite")
+    if not (value is None or isinstance(value, (bool, int, float, str))):
+        raise not_allowed(name, value, "a number, a text, None, or a list or mapping of them")
+    return value
 
 
 _TUNED = AgentConfig(

@@ -68,7 +68,8 @@ class Multipliers:
         for name, value in given.items():
             if name not in names:
                 raise ValueError(f"initial must name constraints of {list(names)}, got {name!r}")
-            check_real(f"initial[{name!r}]", value, "a finite number >= 0", lambda x: x >= 0)
+            allowed = "a finite number >= 0"
+            given[name] = check_real(f"initial[{name!r}]", value, allowed, lambda x: x >= 0)
         self.values = {
             name: torch.full(shape, float(given.get(name, 0.0)), device=self.device)
             for name in names
@@ -251,7 +252,7 @@ def make_multipliers(
     Raises:
         ValueError: If there is no such rule, or a number is not allowed.
     """
-    check_choice("rule", rule, DualRule)
+    rule = check_choice("rule", rule, DualRule)
     kinds: dict[DualRule, Callable[..., Multipliers]] = {
         "ascent": Multipliers,
         "augmented": partial(AugmentedLagrangian, penalty_weight=gain),

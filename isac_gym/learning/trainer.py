@@ -35,7 +35,7 @@ from isac_gym.learning.network import Network
 from isac_gym.learning.progress import Callback, StatefulCallback, TrainingProgress
 from isac_gym.validation import check_integer
 
-__all__ = ["TrainingError", "TrainingSettings", "train"]
+__all__ = ["TrainingError", "TrainingSettings", "find_infinite", "train"]
 
 _STUCK: Final = 20
 """Iterations without any gradient after which a training counts as failed: nothing could move."""
@@ -111,8 +111,9 @@ def train(
         Iterations done, in this call and before it.
 
     Raises:
-        TrainingError: If the loss or a gradient is not finite, or the gradient vanishes for many
-            iterations; the message names the iteration and the last good checkpoint.
+        TrainingError: If the loss, a gradient, a weight or the loss's state is not finite, or the
+            gradient vanishes for many iterations; the message names the iteration and the last good
+            checkpoint.
         ValueError: If ``checkpoint_every`` is no integer >= 1, or ``checkpoint_seconds`` no
             positive number.
         CheckpointError: If the checkpoint is damaged, or of another training.
@@ -166,17 +167,20 @@ def _train(
         stuck = stuck + 1 if bool(norm == 0) else 0
         finite = bool(torch.isfinite(value.loss.detach()) & torch.isfinite(norm))
         if not finite or stuck == _STUCK:
-            saved = "none was saved"
-            if checkpoint is not None and checkpoint.exists():
-                saved = f"the last good checkpoint is {checkpoint}"
             what = "diverged" if not finite else f"has had no gradient for {_STUCK} iterations"
             raise TrainingError(
                 f"training {what} at iteration {iteration + 1}: loss {value.loss.item()}, "
-                f"gradient norm {norm.item()}; {saved}"
+                f"gradient norm {norm.item()}; {_name_last_good(checkpoint)}"
             )
         optimiser.step()
         loss.update(value, iteration / settings.iterations)
         done = iteration + 1
+        broken = find_infinite({**dict(network.named_parameters()), **loss.state_dict()})
+        if broken is not None:
+            raise TrainingError(
+                f"training diverged at iteration {done}: {broken!r} is not finite after its step; "
+                f"{_name_last_good(checkpoint)}"
+            )
         go_on = True
         if callback is not None:
             progress = _make_progress(done, settings.iterations, value, loss, rate)
@@ -194,6 +198,20 @@ def _train(
         if not go_on:
             break
     return done
+
+
+def find_infinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor with an entry that is NaN or infinite; None if there is none."""
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value.detach()).all()):
+            return name
+    return None
+
+
+def _name_last_good(checkpoint: str | Path | None) -> str:
+    if checkpoint is not None and Path(checkpoint).exists():
+        return f"the last good checkpoint is {checkpoint}"
+    return "none was saved"
 
 
 def _evaluate(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["mrt_directions", "precoder_directions", "rzf_directions", "zf_directions"]
+_MOST_LOADING: Final = 1e12
+"""Relative to the channel; beyond it directions are those of maximum-ratio transmission."""
+
+__all__ = [
+    "find_least_loading",
+    "mrt_directions",
+    "precoder_directions",
+    "rzf_directions",
+    "zf_directions",
+]
 
 
 def mrt_directions(channels: Tensor) -> Tensor:
@@ -40,7 +49,8 @@ def zf_directions(channels: Tensor) -> Tensor:
         raise ValueError(
             f"zero forcing needs num_users <= num_comm_antennas, got {users} > {antennas}"
         )
-    return _normalise_columns(torch.linalg.pinv(channels))
+    # Users of very different strength would count as dependent.
+    return _normalise_columns(torch.linalg.pinv(_separate_strength(channels)[0]))
 
 
 def rzf_directions(channels: Tensor, noise_power: Tensor | float, power: Tensor | float) -> Tensor:
@@ -63,8 +73,31 @@ def rzf_directions(channels: Tensor, noise_power: Tensor | float, power: Tensor 
     noise = torch.as_tensor(noise_power, dtype=real, device=channels.device)
     budget = torch.as_tensor(power, dtype=real, device=channels.device)
     loading = (noise * users / budget[..., None]).expand(channels.shape[:-1])
-    gram = channels @ channels.mH + torch.diag_embed(loading).to(channels.dtype)
-    return _normalise_columns(torch.linalg.solve(gram, channels).mH)
+    # Of unit vectors, so that the system is well-conditioned however strong users are. The columns
+    # are the same but for their norms.
+    unit, strength = _separate_strength(channels)
+    relative = (loading / strength.square()).clamp(find_least_loading(users, real), _MOST_LOADING)
+    gram = unit @ unit.mH + torch.diag_embed(relative).to(channels.dtype)
+    return _normalise_columns(torch.linalg.solve(gram, unit).mH)
+
+
+def find_least_loading(users: int, dtype: torch.dtype) -> float:
+    """What is to be added to the diagonal of a Gram matrix of unit vectors to invert it at all.
+
+    Rounding perturbs its eigenvalues by less. It is the loading at an SNR of about 60 dB.
+    """
+    return 2.0 * users * torch.finfo(dtype).eps
+
+
+def _separate_strength(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of norm 1, and their norms (..., K).
+
+    A row so small that it cannot be divided by its norm becomes zeros, with the norm 1.
+    """
+    norm = torch.linalg.vector_norm(channels, dim=-1)
+    silent = norm < torch.finfo(norm.dtype).tiny
+    norm = torch.where(silent, torch.ones_like(norm), norm)
+    return (channels / norm.unsqueeze(-1)).masked_fill(silent.unsqueeze(-1), 0.0), norm
 
 
 def precoder_directions(
@@ -86,6 +119,6 @@ def precoder_directions(
 
 def _normalise_columns(columns: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
-    silent = norm == 0
+    silent = norm < torch.finfo(norm.dtype).tiny
     unit = columns / torch.where(silent, torch.ones_like(norm), norm)
     return torch.where(silent, torch.full_like(unit, columns.shape[-2] ** -0.5), unit)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["normalise_rows", "turn_from_users"]
+from isac_gym.physics.precoding import find_least_loading
+
+__all__ = ["make_avoidance_system", "normalise_rows", "turn_from_users"]
 
 _ZERO_NORM = 1e-12
 _LEAST_WEIGHT = 1e-30
@@ -45,8 +47,27 @@ def turn_from_users(streams: Tensor, radar: Tensor, weights: Tensor, power: floa
     Returns:
         Complex tensor (..., M, r), in √W, with diag(VVᴴ) = P_R/M.
     """
-    # Users are fewer than antennas, so theirs is the smaller system. A root has no gradient at 0.
+    # Users are fewer than antennas, so theirs is the smaller system.
+    unit, system = make_avoidance_system(radar, weights)
+    return normalise_rows(streams - unit.mH @ torch.linalg.solve(system, unit @ streams), power)
+
+
+def make_avoidance_system(radar: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """U and A with (I + Σ_k w_k f_k* f_kᵀ)⁻¹ = I - UᴴA⁻¹U.
+
+    The rows of U are √w_k f_kᵀ, divided by √(1 + w_k‖f_k‖²), so that the diagonal of A is 1 and A
+    can be inverted however large the weights are.
+
+    Args:
+        radar: f, complex, shape (..., K, M).
+        weights: w >= 0, shape (..., K).
+
+    Returns:
+        U (..., K, M) and A (..., K, K).
+    """
+    # A root has no gradient at 0.
     scaled = weights.clamp_min(_LEAST_WEIGHT).sqrt().unsqueeze(-1) * radar
-    users = radar.shape[-2]
-    system = scaled @ scaled.mH + torch.eye(users, dtype=radar.dtype, device=radar.device)
-    return normalise_rows(streams - scaled.mH @ torch.linalg.solve(system, scaled @ streams), power)
+    rest = 1.0 / (1.0 + torch.view_as_real(scaled.resolve_conj()).square().sum((-2, -1)))
+    unit = rest.sqrt().unsqueeze(-1) * scaled
+    least = find_least_loading(radar.shape[-2], rest.dtype)
+    return unit, unit @ unit.mH + torch.diag_embed(rest.clamp_min(least)).to(radar.dtype)

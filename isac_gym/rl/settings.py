@@ -6,7 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from isac_gym.validation import check_integer, check_real, not_allowed
+from isac_gym.validation import (
+    LARGEST_INTEGER,
+    check_flag,
+    check_integer,
+    check_real,
+    not_allowed,
+)
 
 __all__ = [
     "ALGORITHMS",
@@ -27,6 +33,10 @@ ALGORITHMS: Final = (
     "sac-lagrangian",
     "tqc-lagrangian",
 )
+
+_LARGEST_SIZES: Final = {"num_envs": 2**24, "batch_size": 2**24, "width": 2**14, "rounds": 1024}
+_MOST: Final = 1e12
+"""Bound on step sizes, weights and multipliers, which single precision is to hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +114,9 @@ class ReinforcementSettings:
     blocks_per_checkpoint: int = 200_000
 
     def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
         for name in (
             "timesteps",
             "num_envs",
@@ -116,7 +129,9 @@ class ReinforcementSettings:
             "rounds",
             "blocks_per_checkpoint",
         ):
-            check_integer(name, getattr(self, name), 2 if name == "batch_size" else 1)
+            least = 2 if name == "batch_size" else 1
+            most = _LARGEST_SIZES.get(name, LARGEST_INTEGER)
+            put(name, check_integer(name, getattr(self, name), least, most))
         for name in (
             "learning_rate",
             "final_learning_rate",
@@ -127,22 +142,24 @@ class ReinforcementSettings:
             "final_deviation",
             "value_weight",
         ):
-            check_real(name, getattr(self, name), "a finite number > 0", lambda x: x > 0)
+            allowed, value = "a finite number > 0", getattr(self, name)
+            put(name, check_real(name, value, allowed, lambda x: x > 0, _MOST))
         for name in ("multiplier_gain", "initial_multiplier"):
-            check_real(name, getattr(self, name), "a finite number >= 0", lambda x: x >= 0)
+            allowed, value = "a finite number >= 0", getattr(self, name)
+            put(name, check_real(name, value, allowed, lambda x: x >= 0, _MOST))
         if self.penalty is not None:
             allowed = "None or a finite number >= 0"
-            check_real("penalty", self.penalty, allowed, lambda x: x >= 0)
+            put("penalty", check_real("penalty", self.penalty, allowed, lambda x: x >= 0, _MOST))
         if self.num_envs * self.rollout_length % self.batch_size:
             raise not_allowed(
                 "batch_size",
                 self.batch_size,
                 f"a divisor of num_envs·rollout_length = {self.num_envs * self.rollout_length}",
             )
-        if self.policy not in ("users", "mlp"):
+        if not isinstance(self.policy, str) or self.policy not in ("users", "mlp"):
             raise not_allowed("policy", self.policy, "'users' or 'mlp'")
-        if not isinstance(self.shares_extractor, bool):
-            raise not_allowed("shares_extractor", self.shares_extractor, "True or False")
+        put("policy", str(self.policy))
+        put("shares_extractor", check_flag("shares_extractor", self.shares_extractor))
 
 
 _STRUCTURED: Final[Mapping[str, Any]] = {

@@ -65,9 +65,10 @@ def dpc_capacity(
     Raises:
         ValueError: If an argument is not allowed or not finite.
     """
-    check_real("power", power, "a finite number > 0", lambda value: value > 0)
-    check_real("tolerance", tolerance, "a finite number >= 0", lambda value: value >= 0)
-    check_integer("max_iterations", max_iterations, 1)
+    power = check_real("power", power, "a finite number > 0", lambda value: value > 0)
+    allowed = "a finite number >= 0"
+    tolerance = check_real("tolerance", tolerance, allowed, lambda value: value >= 0)
+    max_iterations = check_integer("max_iterations", max_iterations, 1)
     if channels.ndim < 2 or not bool(torch.isfinite(channels).all()):
         raise ValueError(
             f"channels must be finite and of shape (..., K, M_C), got {tuple(channels.shape)}"

@@ -360,16 +360,22 @@ def minimum_sidelobe(
         SolverError: If the program was not solved, in particular if it is infeasible because so
             narrow a beam cannot be formed.
     """
-    check_real("power", power, "a finite number > 0", lambda value: value > 0)
+    power = check_real("power", power, "a finite number > 0", lambda value: value > 0)
     half = beam_width_deg / 2.0
     inside = f"a number > 0 with target_deg ± half of it within [-90, 90] (target {target_deg:g})"
     widest = 180.0 - 2.0 * abs(target_deg)
-    check_real("beam_width_deg", beam_width_deg, inside, lambda width: 0 < width <= widest)
+    beam_width_deg = check_real(
+        "beam_width_deg", beam_width_deg, inside, lambda width: 0 < width <= widest
+    )
     if sidelobe_margin_deg is not None:
         allowed = f"None or a number >= {half:g}, half the beam's width"
-        check_real("sidelobe_margin_deg", sidelobe_margin_deg, allowed, lambda value: value >= half)
+        sidelobe_margin_deg = check_real(
+            "sidelobe_margin_deg", sidelobe_margin_deg, allowed, lambda value: value >= half
+        )
     allowed = "a number in [0, 0.5]"
-    check_real("half_power_tolerance", half_power_tolerance, allowed, lambda x: 0 <= x <= 0.5)
+    half_power_tolerance = check_real(
+        "half_power_tolerance", half_power_tolerance, allowed, lambda x: 0 <= x <= 0.5
+    )
     program = _Program(num_antennas, spacing, power)
     cp = program.cp
     margin = beam_width_deg if sidelobe_margin_deg is None else sidelobe_margin_deg

@@ -223,8 +223,8 @@ def wmmse(
     Raises:
         ValueError: If an argument is not allowed or holds entries that are not finite.
     """
-    check_choice("start", start, Start)
-    check_integer("num_starts", num_starts, 1)
+    start = check_choice("start", start, Start)
+    num_starts = check_integer("num_starts", num_starts, 1)
     if channels.ndim < 2 or not channels.is_complex() or 0 in channels.shape[-2:]:
         raise ValueError(
             f"channels must be complex of shape (..., K, M_C), got {channels.dtype} "
@@ -233,15 +233,15 @@ def wmmse(
     lead = channels.shape[:-2]
     noise = _check_problem(noise_power, power, channels, tolerance, max_iterations, seed)
     flat = channels.reshape(math.prod(lead), *channels.shape[-2:]).to(torch.complex128)
-    downlinks = PrecoderProblem(flat, power)
+    downlinks = PrecoderProblem(flat, float(power))
     run, chosen = _try_starts(
         downlinks,
         noise,
         start,
         num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        int(seed),
+        tolerance=float(tolerance),
+        max_iterations=int(max_iterations),
         momentum=momentum,
     )
     precoders = downlinks.precoders(run.iterate)
@@ -278,7 +278,7 @@ def scalar_wmmse(
     Raises:
         ValueError: If an argument is not allowed or holds entries that are not finite.
     """
-    check_integer("num_starts", num_starts, 1)
+    num_starts = check_integer("num_starts", num_starts, 1)
     if gains.ndim < 2 or gains.shape[-1] != gains.shape[-2] or gains.is_complex():
         raise ValueError(
             f"gains must be real of shape (..., K, K), got {gains.dtype} {tuple(gains.shape)}"
@@ -288,16 +288,16 @@ def scalar_wmmse(
     lead = gains.shape[:-2]
     noise = _check_problem(noise_power, power, gains, tolerance, max_iterations, seed)
     downlinks = PowerProblem(
-        gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), power
+        gains.reshape(math.prod(lead), *gains.shape[-2:]).to(torch.float64), float(power)
     )
     run, chosen = _try_starts(
         downlinks,
         noise,
         "rzf",
         num_starts,
-        seed,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
+        int(seed),
+        tolerance=float(tolerance),
+        max_iterations=int(max_iterations),
         momentum=momentum,
     )
     return _make_solution(run, chosen, lead, precoders=None, powers=downlinks.powers(run.iterate))

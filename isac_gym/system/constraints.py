@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from isac_gym.validation import check_real, not_allowed
 
 if TYPE_CHECKING:
     from isac_gym.system.downlink import ISACSystem, Outcome
+
+_LARGEST_LIMIT: Final = 1e30
+"""Of constraints; its inverse is the least one. Single precision holds both."""
 
 __all__ = [
     "Constraint",
@@ -183,7 +186,10 @@ def resolve_constraints(
         added.append(made)
     for constraint in (*always, *added):
         name = f"the limit of constraint {constraint.name!r}"
-        check_real(name, constraint.limit(scenario), "a finite number > 0", lambda x: x > 0)
+        limit = constraint.limit(scenario)
+        check_real(name, limit, "a finite number > 0", lambda x: x > 0, _LARGEST_LIMIT)
+        if limit < 1.0 / _LARGEST_LIMIT:
+            raise not_allowed(name, limit, f">= {1.0 / _LARGEST_LIMIT:g}")
     return always, added
 
 

@@ -87,7 +87,7 @@ class ISACSystem:
         scenario.check_attainable()
         always, self.chosen_constraints = resolve_constraints(scenario, constraints)
         self.constraints = {each.name: each for each in (*always, *self.chosen_constraints)}
-        self.limits = {name: each.limit(scenario) for name, each in self.constraints.items()}
+        self.limits = {name: float(each.limit(scenario)) for name, each in self.constraints.items()}
         self.scenario = scenario
         self.device = torch.device(device)
         self.dtype = dtype

@@ -142,7 +142,9 @@ def _square(channels: Tensor) -> Tensor:
 
 
 def _measure_decades(power: Tensor, scenario: Scenario) -> Tensor:
-    return torch.log1p(power / scenario.noise_power) / torch.log(power.new_tensor(10.0))
+    # The largest finite ratio stands for those beyond it.
+    ratio = (power / scenario.noise_power).clamp_max(torch.finfo(power.dtype).max)
+    return torch.log1p(ratio) / torch.log(power.new_tensor(10.0))
 
 
 def _align(channels: Tensor, own: int) -> Tensor:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from isac_gym.channels.base import ChannelModel, Complex
+from isac_gym.channels.base import ChannelModel, Complex, check_magnitude
 from isac_gym.channels.process import ChannelProcess
 from isac_gym.system.codec import check_action
 from isac_gym.system.downlink import ISACSystem, Outcome
@@ -38,7 +38,13 @@ class Simulation(ChannelProcess):
         Args:
             channels: True channels, complex64 (n, J, J, K, M), of any number n.
             estimates: What the agent observes, same shape.
+
+        Raises:
+            ValueError: If an entry is not finite or too large.
         """
+        check_magnitude("channels", channels)
+        if estimates is not channels:
+            check_magnitude("estimates", estimates)
         self.channels, self.estimates = channels, estimates
         self._forget_users()
 

@@ -97,7 +97,7 @@ class Exchange:
         self._seed = check_integer("seed", seed, 0)
         # Made when first needed, because some versions of torch cannot copy one.
         self._generator: torch.Generator | None = None
-        self.counts: npt.NDArray[np.int64] = np.zeros((num_cells, num_cells), np.int64)
+        self.counts: npt.NDArray[np.int64] = np.zeros((self.num_cells,) * 2, np.int64)
         self.blocks = 0
 
     def swap(self, sent: Sequence[Tensor]) -> tuple[Tensor, ...]:

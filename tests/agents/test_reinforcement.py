@@ -21,6 +21,7 @@ from isac_gym.agents.reinforcement import Reinforcement
 from isac_gym.evaluation import compare
 from isac_gym.learning.archive import read_archive, write_archive
 from isac_gym.learning.checkpoint import CheckpointError
+from isac_gym.learning.trainer import TrainingError
 from isac_gym.registry import AGENTS, make_agent
 from isac_gym.rl import keeping, lagrangian
 from isac_gym.rl.equivariant import UserExtractor
@@ -262,6 +263,7 @@ def test_the_step_size_never_falls_below_its_end() -> None:
         ("ppo", {}, {"multiplier_gain": -1.0}, "multiplier_gain must be a finite number >= 0"),
         ("ppo", {}, {"penalty": -1.0}, "penalty must be None or a finite number >= 0, got -1"),
         ("ppo", {}, {"learning_rate": True}, "learning_rate must be a finite number > 0, got True"),
+        ("ppo", {}, {"seed": 2**32}, r"seed must be an integer >= 0 and <= 2\^32 - 1"),
         ("ppo", {}, {"batch_size": 1}, "batch_size must be an integer >= 2, got 1"),
         ("ppo", {}, {"batch_size": 60}, "batch_size must be a divisor of .* = 128, got 60"),
         ("ppo", {}, {"policy": "cnn"}, "policy must be 'users' or 'mlp'"),
@@ -275,6 +277,32 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_agent(name, make(**changes), **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac-lagrangian"])
+def test_a_training_that_diverges_says_so(name: str) -> None:
+    agent = make_agent(
+        name, make(), **{**QUICK, "learning_rate": 1e12, "final_learning_rate": 1e12}
+    )
+    with torch.no_grad():
+        for weight in agent.model.policy.parameters():
+            weight.fill_(3e38)
+    with pytest.raises(TrainingError, match=f"training of '{name}' diverged: .* is not finite"):
+        agent.learn()
+
+
+def test_settings_and_seeds_of_numpy_are_saved(tmp_path: Path) -> None:
+    env = make()
+    given = {**QUICK, "seed": np.int64(3), "width": np.int64(8), "learning_rate": np.float32(0.125)}
+    agent = make_agent("ppo", env, **given).learn(np.int64(128))
+    agent.save(tmp_path / "agent.zip")
+    again = Reinforcement.load(tmp_path / "agent.zip", make())
+    assert again.settings == agent.settings
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(
+        again.predict(observation, deterministic=True)[0],
+        agent.predict(observation, deterministic=True)[0],
+    )
 
 
 def test_unknown_settings_are_named() -> None:

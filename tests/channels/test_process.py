@@ -8,15 +8,14 @@ whatever the seed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from small_channels import ONE_CELL, SEEDS, SIGMAS, THREE_CELLS, correlation, gains, rng, samples
 
-from isac_gym.channels.base import (
-    Deployment,
-)
+from isac_gym.channels.base import ChannelModel, Deployment
 from isac_gym.channels.gauss_markov import GaussMarkovChannel
 from isac_gym.channels.process import ChannelProcess, observe_channels
 from isac_gym.channels.rayleigh import RayleighChannel
@@ -53,7 +52,9 @@ def test_perfect_knowledge_draws_nothing() -> None:
     assert generator.bit_generator.state == before
 
 
-def process(num: int = 4, variance: float = 0.0, **changes: Any) -> ChannelProcess:
+def process(
+    num: int = 4, variance: float = 0.0, *, model: ChannelModel | None = None, **changes: Any
+) -> ChannelProcess:
     scenario = Scenario(
         num_users=2,
         num_radar_antennas=2,
@@ -61,7 +62,7 @@ def process(num: int = 4, variance: float = 0.0, **changes: Any) -> ChannelProce
         csi_error_variance=variance,
         **changes,
     )
-    return ChannelProcess(make_default_channel_model(scenario), scenario, num)
+    return ChannelProcess(model or make_default_channel_model(scenario), scenario, num)
 
 
 def test_start_draws_channels_then_estimates() -> None:
@@ -127,3 +128,78 @@ def test_given_channels_become_the_current_block() -> None:
     found.place(rng(), given)
     np.testing.assert_array_equal(found.channels, given)
     assert found.estimates is found.channels
+
+
+class Drawn(RayleighChannel):
+    """Rayleigh channels, of which something is changed in first blocks or in later ones."""
+
+    def __init__(self, change: Callable[[Any], Any], *, later: bool) -> None:
+        self._change, self._later = change, later
+
+    def draw(self, rng: np.random.Generator, num: int, deployment: Deployment) -> Any:
+        drawn = super().draw(rng, num, deployment)
+        return drawn if self._later else self._change(drawn)
+
+    def advance(self, rng: np.random.Generator, channels: Any, deployment: Deployment) -> Any:
+        return self._change(super().draw(rng, len(channels), deployment))
+
+
+def put(value: complex, kind: Any = np.complex64) -> Callable[[Any], Any]:
+    def change(drawn: Any) -> Any:
+        changed = drawn.astype(kind)
+        changed[2, 0, 0, 1, 3] = value
+        return changed
+
+    return change
+
+
+INDEX = r"at index \(2, 0, 0, 1, 3\) of shape \(4, 1, 1, 2, 5\)"
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (put(math.nan), ValueError, f"must be finite, got .* {INDEX}"),
+        (put(complex(0.0, math.nan)), ValueError, f"must be finite, got .* {INDEX}"),
+        (put(-math.inf), ValueError, f"must be finite, got .* {INDEX}"),
+        (put(1e300, np.complex128), ValueError, f"must be finite, got .* {INDEX}"),
+        (put(1.01e8), ValueError, rf"must be of magnitude 1e\+08 or less, got .* {INDEX}"),
+        (put(-8e7j + 8e7), ValueError, rf"must be of magnitude 1e\+08 or less, got .* {INDEX}"),
+        (lambda drawn: drawn.astype(str), TypeError, "must be numbers, got dtype <U"),
+        (lambda drawn: drawn.astype(object), TypeError, "must be numbers, got dtype object"),
+    ],
+)
+def test_what_a_model_draws_is_checked(
+    change: Callable[[Any], Any], kind: type[Exception], message: str, later: bool
+) -> None:
+    found = process(model=Drawn(change, later=later))
+    if later:
+        found.start(rng())
+    go_on = found.advance if later else found.start
+    with pytest.raises(kind, match=rf"^channels drawn by Drawn\(\) {message}"):
+        go_on(rng())
+
+
+def test_what_a_model_draws_may_be_as_large_as_is_said_and_of_any_type() -> None:
+    for change in (put(1e8), put(7.07e7 + 7.07e7j), put(1.0, np.complex128)):
+        found = process(model=Drawn(change, later=False))
+        found.start(rng())
+        assert found.channels.dtype == np.complex64
+    found = process(model=Drawn(lambda drawn: drawn.real.tolist(), later=False))
+    found.start(rng())
+    assert not found.channels.imag.any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2e8])
+def test_blocks_that_are_given_are_checked(value: complex) -> None:
+    found = process()
+    channels = put(value)(RayleighChannel().draw(rng(), 4, found.deployment))
+    with pytest.raises(ValueError, match=f"^channels must be .* {INDEX}"):
+        found.place(rng(), channels)
+
+
+def test_estimates_are_checked() -> None:
+    found = process(variance=1e6, model=Drawn(lambda drawn: drawn * 0 + 1e8, later=False))
+    with pytest.raises(ValueError, match=r"^channel estimates with csi_error_variance=1e\+06 must"):
+        found.start(rng())

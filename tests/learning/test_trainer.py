@@ -335,9 +335,8 @@ def test_a_poisoned_training_keeps_its_checkpoint(
         if progress.iteration >= 11:
             saved.append(checkpoint.read_bytes())
 
-    with pytest.raises(TrainingError, match=r"diverged at iteration 14\b") as caught:
+    with pytest.raises(ValueError, match=r"channels drawn by <.*Poisoned.*must be finite, got"):
         agent.learn(30, callback=note, checkpoint=checkpoint, checkpoint_every=5)
-    assert str(checkpoint) in str(caught.value)
     assert len(saved) == 3
     assert {*saved, checkpoint.read_bytes()} == {saved[0]}
     # The weights are those of the last good iteration.
@@ -354,8 +353,36 @@ def test_a_poisoned_training_keeps_its_checkpoint(
 
 
 def test_divergence_without_a_checkpoint() -> None:
-    with pytest.raises(TrainingError, match=r"diverged at iteration 1\b.*nan.*none was saved"):
-        quick(make(channel_model=Poisoned(1))).learn(3)
+    agent = quick(make(), learning_rate=1e12, hidden_sizes=(16, 16, 16, 16))
+    with pytest.raises(TrainingError, match=r"diverged at iteration \d+\b.*none was saved"):
+        agent.learn(5)
+
+
+@pytest.mark.parametrize("what", ["weight", "multiplier"])
+def test_what_the_last_step_made_infinite_is_no_result(what: str) -> None:
+    """The loss was computed before, and no other follows."""
+    network = nn.Linear(1, 1, bias=False)
+
+    @dataclasses.dataclass
+    class Steep(Constant):
+        value: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(1))
+
+        def evaluate(self, network: nn.Module, rng: np.random.Generator) -> LossValue:
+            (weight,) = network.parameters()
+            return LossValue(weight.sum(), torch.zeros(1), {})
+
+        def update(self, value: LossValue, progress: float) -> None:
+            if what == "multiplier":
+                self.value = self.value + torch.inf
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {"multiplier": self.value}
+
+    # At the end of what single precision holds, and one of Adam's steps beyond it.
+    nn.init.constant_(network.weight, -3.4e38)
+    rate = 1e37 if what == "weight" else 0.1
+    with pytest.raises(TrainingError, match=f"diverged at iteration 1: '{what}' is not finite"):
+        run_train(network, Steep(), TrainingSettings(1, rate))
 
 
 def test_a_gradient_that_is_not_finite_is_found_beneath_a_finite_loss() -> None:
@@ -627,7 +654,7 @@ def test_progress_bar(
 
 
 def test_the_progress_bar_stops_with_the_training(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TrainingError):
+    with pytest.raises(ValueError, match="channels drawn by"):
         quick(make(channel_model=Poisoned(4))).learn(9, progress_bar=True)
     quick(make()).learn(9, progress_bar=True, callback=lambda progress: False)
     quick(make()).learn(3, progress_bar=True)

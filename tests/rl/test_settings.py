@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from direct_model import SMALL
 
@@ -108,3 +111,33 @@ def test_settings_reach_the_model() -> None:
     assert model.policy.features_extractor.width == 6
     held = make_model("ppo-lagrangian", envs, chosen, seed=0, device="cpu", constraints=["cost"])
     assert (held.baseline, held.vf_coef) == ("episode", 0.0)
+
+
+def test_scalars_of_numpy_become_those_of_python() -> None:
+    plain = ReinforcementSettings()
+    kinds = {int: np.int64, float: np.float32, bool: np.bool_, str: np.str_}
+    given = {"penalty": np.float64(3.0)}
+    for field in dataclasses.fields(plain):
+        value = getattr(plain, field.name)
+        if value is not None:
+            given[field.name] = kinds[type(value)](value)
+    found = ReinforcementSettings(**given)
+    for name, value in dataclasses.asdict(found).items():
+        assert type(value) is type(given[name].item()), name
+        assert value == given[name].item()
+    json.dumps(dataclasses.asdict(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("timesteps", 2**63, r"timesteps must be an integer >= 1 and <= 2\^63 - 1"),
+        ("num_envs", 2**30, "num_envs must be an integer >= 1 and <= 16777216"),
+        ("learning_rate", 10**400, "learning_rate must be a finite number > 0, got"),
+        ("multiplier_gain", 1e39, r"multiplier_gain must be a finite number >= 0 and <= 1e\+12"),
+        ("policy", ["users"], "policy must be 'users' or 'mlp'"),
+    ],
+)
+def test_values_beyond_the_ranges_are_named(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReinforcementSettings(**{name: value})

@@ -19,6 +19,7 @@ from isac_gym.agents.networks.cooperative.planes import (
     mask_planes,
 )
 from isac_gym.agents.networks.cooperative.quantiser import Quantiser, QuantiserKind
+from isac_gym.agents.networks.unfolded.options import LARGEST_WIDTH, check_stages
 from isac_gym.distributed import Memory, Received
 from isac_gym.learning.conditions import Conditions
 from isac_gym.learning.stations import LearnedStation, StationNetwork
@@ -26,7 +27,7 @@ from isac_gym.registry import register_network
 from isac_gym.scenario import Scenario
 from isac_gym.system.downlink import ISACSystem
 from isac_gym.system.stations import view_from_stations
-from isac_gym.validation import check_choice, check_integer, not_allowed
+from isac_gym.validation import check_choice, check_flag, check_integer, not_allowed
 
 __all__ = ["CooperativeNetwork", "CooperativeStation"]
 
@@ -181,20 +182,18 @@ class CooperativeNetwork(StationNetwork):
         if scenario.scheduling != "all":
             raise not_allowed("scheduling", scenario.scheduling, "'all' for this network")
         self.system = system
-        self.stages = _check_stages(stages)
+        self.stages = check_stages(stages)
         self.message_bits = _check_bits("message_bits", message_bits, scenario)
         self._given_bits = _check_train_bits(train_bits)
-        if not isinstance(full_csi, bool):
-            raise not_allowed("full_csi", full_csi, "True or False")
-        self.full_csi = full_csi
+        self.full_csi = check_flag("full_csi", full_csi)
         self._quantiser = Quantiser(quantiser)
         self._generator: torch.Generator | None = None
         steps = tuple(count for _, count in self.stages)
         self.model = StationModel(
             generator,
-            check_integer("width", width, 2),
+            check_integer("width", width, 2, LARGEST_WIDTH),
             steps,
-            check_integer("talks", talks, 0),
+            check_integer("talks", talks, 0, 1024),
             trades=full_csi,
         )
         self._stations: Stations | None = None
@@ -289,7 +288,7 @@ class CooperativeNetwork(StationNetwork):
         if options.get("full_csi"):
             raise not_allowed("full_csi", True, "False for a station")
         cls.check_weights(options, {f"model.{name}": value for name, value in weights.items()})
-        stages = _check_stages(options.get("stages", STAGES))
+        stages = check_stages(options.get("stages", STAGES))
         model = StationModel(
             torch.Generator(),
             options.get("width", 32),
@@ -309,7 +308,7 @@ class CooperativeNetwork(StationNetwork):
     @classmethod
     def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Check that the width, the numbers of steps and of talks fit the tensors."""
-        width, stages = options.get("width", 32), _check_stages(options.get("stages", STAGES))
+        width, stages = options.get("width", 32), check_stages(options.get("stages", STAGES))
         steps = [2 * count for _, count in stages]
         held = sum(value.numel() for value in weights.values())
         if len(weights["model.enter_own.weight"]) != width or held < width**2:
@@ -319,21 +318,6 @@ class CooperativeNetwork(StationNetwork):
         talks = {name.split(".")[2] for name in weights if name.startswith("model.talks.")}
         if options.get("talks", 3) != len(talks):
             raise ValueError(f"talks {options.get('talks', 3)} are not the file's")
-
-
-def _check_stages(given: Any) -> tuple[tuple[float, int], ...]:
-    allowed = "a non-empty sequence of (degrees >= 0.5 that divide 90, steps >= 1)"
-    try:
-        stages = tuple((float(degrees), steps) for degrees, steps in given)
-    except (TypeError, ValueError):
-        raise not_allowed("stages", given, allowed) from None
-    for degrees, steps in stages:
-        divides = degrees >= 0.5 and abs(90.0 / degrees - round(90.0 / degrees)) < 1e-9
-        if not divides or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise not_allowed("stages", given, allowed)
-    if not stages:
-        raise not_allowed("stages", given, allowed)
-    return stages
 
 
 def _check_train_bits(given: Any) -> tuple[int | None, ...] | None:
@@ -351,6 +335,7 @@ def _check_bits(name: str, bits: int | None, scenario: Scenario) -> int | None:
     if bits is None:
         return None
     most = count_bits(scenario.num_users, (scenario.num_cells - 1) * scenario.num_users)
-    if check_integer(name, bits, 0) > most and scenario.num_cells > 1:
+    checked = check_integer(name, bits, 0)
+    if checked > most and scenario.num_cells > 1:
         raise not_allowed(name, bits, f"at most {most} bits for these users, or None")
-    return bits
+    return checked

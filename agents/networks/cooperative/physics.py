@@ -11,6 +11,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from isac_gym.agents.networks.unfolded.downlink import find_structured_gains
+from isac_gym.physics.precoding import find_least_loading
 from isac_gym.physics.sensing.coarse import CoarseSensing, ExactSensing, Sensing
 from isac_gym.system.downlink import ISACSystem
 
@@ -102,11 +104,7 @@ class Links:
             noise: Noise, radar power and interference from other cells, (n, S, K), in W.
         """
         gram = self.gram[..., : self.users]
-        loaded = gram + torch.diag_embed(self.loading(dual, noise))
-        inverse, _ = torch.linalg.inv_ex(loaded)
-        columns = gram @ inverse
-        norm = (inverse.mT * columns).sum(-2, keepdim=True).real.clamp_min(_TINY)
-        gains = torch.view_as_real(columns).square().sum(-1) / norm
+        gains = find_structured_gains(gram, self.loading(dual, noise))
         powers = gains * (self.budget * torch.softmax(power, -1)).unsqueeze(-2)
         signal = powers.diagonal(dim1=-2, dim2=-1)
         disturbance = (powers.sum(-1) - signal).clamp_min(0.0) + noise
@@ -195,6 +193,10 @@ def resolve_weighted(channels: Tensor, weights: Tensor) -> Tensor:
         channels: h, complex (n, S, T, M).
         weights: w >= 0, (n, S, T).
     """
+    # A larger weight changes nothing but that single precision loses the identity beside it.
+    strength = torch.view_as_real(channels.resolve_conj()).square().sum((-2, -1))
+    least = find_least_loading(channels.shape[-2], strength.dtype)
+    weights = torch.minimum(weights, 1.0 / (least * strength).clamp_min(_TINY))
     system = channels.mH @ (weights.unsqueeze(-1) * channels)
     identity = torch.eye(channels.shape[-1], dtype=system.dtype, device=system.device)
     inverse, _ = torch.linalg.inv_ex(identity + system)

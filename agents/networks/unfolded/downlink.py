@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from isac_gym.compilation import to_matrices
+from isac_gym.physics.precoding import find_least_loading
 
-__all__ = ["Downlink", "StageControls"]
+__all__ = ["Downlink", "StageControls", "find_structured_gains"]
 
 _LEAST_SHARE = 1e-6
 
@@ -73,17 +74,33 @@ class Downlink:
         """
         gains = self.gains
         if gains is None:
-            loaded = self.gram + torch.diag_embed(self.loading(dual, received))
-            inverse, _ = torch.linalg.inv_ex(loaded)
-            columns = self.gram @ inverse
-            norm = (inverse.mT * columns).sum(-2, keepdim=True).real.clamp_min(_TINY)
-            gains = torch.view_as_real(columns).square().sum(-1) / norm
+            gains = find_structured_gains(self.gram, self.loading(dual, received))
         powers = gains * (self.budget * torch.softmax(power, -1)).unsqueeze(-2)
         signal = powers.diagonal(dim1=-2, dim2=-1)
         noise = received + self.noise_power.unsqueeze(-1)
         disturbance = (powers.sum(-1) - signal).clamp_min(0.0) + noise
         slopes: Tensor = signal / (disturbance * (disturbance + signal)) / math.log(2.0)
         return slopes
+
+
+def find_structured_gains(gram: Tensor, loading: Tensor) -> Tensor:
+    """abs(g_kᵀ d_l)² for the directions d_l ∝ Gᴴ(GGᴴ + diag(σ²/λ))⁻¹e_l of norm 1.
+
+    Args:
+        gram: GGᴴ, complex (..., K, K).
+        loading: σ_k²/λ_k, (..., K).
+
+    Returns:
+        Real tensor (..., K, K).
+    """
+    strength = gram.diagonal(dim1=-2, dim2=-1).real
+    # Beside less, single precision loses what makes the system regular where users are alike.
+    loading = torch.maximum(loading, strength * find_least_loading(gram.shape[-1], loading.dtype))
+    inverse, _ = torch.linalg.inv_ex(gram + torch.diag_embed(loading))
+    columns = gram @ inverse
+    norm = (inverse.mT * columns).sum(-2, keepdim=True).real.clamp_min(_TINY)
+    gains: Tensor = torch.view_as_real(columns).square().sum(-1) / norm
+    return gains
 
 
 @dataclasses.dataclass(frozen=True)

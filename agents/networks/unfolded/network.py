@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from isac_gym.agents.networks.unfolded.downlink import Downlink, StageControls
+from isac_gym.agents.networks.unfolded.options import LARGEST_WIDTH, check_stages
 from isac_gym.agents.networks.unfolded.stage import advance
 from isac_gym.learning.conditions import Conditions
 from isac_gym.learning.network import Network
@@ -34,7 +35,7 @@ from isac_gym.physics.precoding import rzf_directions
 from isac_gym.physics.sensing.coarse import CoarseSensing, ExactSensing, Sensing
 from isac_gym.registry import register_network
 from isac_gym.system.downlink import ISACSystem
-from isac_gym.validation import check_integer, not_allowed
+from isac_gym.validation import check_integer
 
 __all__ = ["UnfoldedNetwork"]
 
@@ -51,21 +52,6 @@ _SOFTNESS = 5e-3
 _SCALAR_PACE = 10.0
 """Steps and momenta are few numbers that have far to go: they learn ten times as fast."""
 _TINY = 1e-12
-
-
-def _check_stages(given: Any) -> tuple[tuple[float, int], ...]:
-    allowed = "a non-empty sequence of (degrees >= 0.5 that divide 90, steps >= 1)"
-    try:
-        stages = tuple((float(degrees), steps) for degrees, steps in given)
-    except (TypeError, ValueError):
-        raise not_allowed("stages", given, allowed) from None
-    for degrees, steps in stages:
-        divides = degrees >= 0.5 and abs(90.0 / degrees - round(90.0 / degrees)) < 1e-9
-        if not divides or not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise not_allowed("stages", given, allowed)
-    if not stages:
-        raise not_allowed("stages", given, allowed)
-    return stages
 
 
 def _apply_layer(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -131,7 +117,7 @@ class UnfoldedNetwork(Network):
     ) -> None:
         super().__init__()
         scenario = system.scenario
-        stages, width = _check_stages(stages), check_integer("width", width, 1)
+        stages, width = check_stages(stages), check_integer("width", width, 1, LARGEST_WIDTH)
         if scenario.control == "amplitude":
             raise ValueError(
                 "the unfolded policy needs control 'power' or 'beamforming', got 'amplitude'"
@@ -257,7 +243,7 @@ class UnfoldedNetwork(Network):
     @classmethod
     def check_weights(cls, options: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Check that the width and the numbers of steps fit the tensors."""
-        width, stages = options.get("width", 32), _check_stages(options.get("stages", STAGES))
+        width, stages = options.get("width", 32), check_stages(options.get("stages", STAGES))
         steps = [2 * count for _, count in stages]
         held = sum(value.numel() for value in weights.values())
         if len(weights["entry.weight"]) != width or held < width**2:

@@ -17,11 +17,9 @@ from isac_gym.agents.networks.unfolded.compiled import compile_stage
 from isac_gym.agents.networks.unfolded.downlink import Downlink, StageControls
 from isac_gym.physics.links import radar_interference
 from isac_gym.physics.sensing.coarse import CoarseSensing, Sensing
-from isac_gym.physics.waveform import normalise_rows
+from isac_gym.physics.waveform import make_avoidance_system, normalise_rows
 
 __all__ = ["advance", "descend", "interference_resolvent"]
-
-_LEAST_WEIGHT = 1e-30
 
 
 def advance(
@@ -104,13 +102,10 @@ def interference_resolvent(radar: Tensor, weights: Tensor) -> Tensor:
         radar: f, complex (n, J, K, M_R).
         weights: w >= 0, (n, J, K), in 1/W.
     """
-    # The root has no gradient at 0, where the weight of a user without power is.
-    scaled = weights.clamp_min(_LEAST_WEIGHT).sqrt().unsqueeze(-1) * radar
-    users, antennas = radar.shape[-2:]
-    small = scaled @ scaled.mH + torch.eye(users, dtype=radar.dtype, device=radar.device)
-    inner, _ = torch.linalg.solve_ex(small, scaled)
-    identity = torch.eye(antennas, dtype=radar.dtype, device=radar.device)
-    resolvent: Tensor = identity - scaled.mH @ inner
+    unit, system = make_avoidance_system(radar, weights)
+    inner, _ = torch.linalg.solve_ex(system, unit)
+    identity = torch.eye(radar.shape[-1], dtype=radar.dtype, device=radar.device)
+    resolvent: Tensor = identity - unit.mH @ inner
     return resolvent
 
 
