@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -358,19 +358,42 @@ class SensingModel:
         )
 
 
-def _multiply_rows(rows: Tensor, matrix: Tensor, even: Tensor) -> Tensor:
-    """``rows @ matrix`` (..., N) for rows (..., L); ``even`` is the matrix by :func:`_pad_evenly`.
+class _EvenProduct(torch.autograd.Function):
+    """Rows (..., L) by a matrix (L, N), rounded alike whatever the other rows are.
 
     Libraries round the product of a row by where it stands and by how many there are, above all at
     the edges of their tiles. A search over waveforms makes so much of the last digit that it would
-    end elsewhere for one channel than for a batch. So where gradients are wanted there are no
-    edges, and the products are rounded from double precision.
+    end elsewhere for one channel than for a batch. So there are no edges, and products are rounded
+    from double precision. The matrix is one of :func:`_pad_evenly`.
     """
-    if not (rows.requires_grad and torch.is_grad_enabled()):
-        return rows @ matrix
-    flat = _pad_evenly(rows.reshape(-1, rows.shape[-1]).double())
-    product = (flat @ even)[: rows[..., 0].numel(), : matrix.shape[1]]
-    return product.to(rows.dtype).view(*rows.shape[:-1], -1)
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, even: Tensor, width: int) -> Tensor:
+        """The product (..., N), with N = ``width``."""
+        ctx.even, ctx.length = even, rows.shape[-1]
+        return _multiply_evenly(rows, even, width)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient by the rows; differentiable in its turn."""
+        return _EvenProduct.apply(grad_outputs[0], ctx.even.mT, ctx.length), None, None  # type: ignore[no-untyped-call]
+
+
+def _multiply_evenly(rows: Tensor, even: Tensor, width: int) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1])
+    count, length = flat.shape
+    padded = even.new_zeros(count + -count % _TILE, even.shape[0])
+    padded[:count, :length] = flat
+    product = (padded @ even)[:count, :width]
+    return product.to(rows.dtype).view(*rows.shape[:-1], width)
+
+
+def _multiply_rows(rows: Tensor, matrix: Tensor, even: Tensor) -> Tensor:
+    """``rows @ matrix``, evenly where gradients are wanted; ``even`` is the matrix for that."""
+    if rows.requires_grad and torch.is_grad_enabled():
+        found: Tensor = _EvenProduct.apply(rows, even, matrix.shape[1])  # type: ignore[no-untyped-call]
+        return found
+    return rows @ matrix
 
 
 def _pad_evenly(matrix: Tensor) -> Tensor:
