@@ -7,7 +7,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import gymnasium as gym
 
@@ -106,6 +106,7 @@ class Experiment(ABC):
     and the options of its command.
 
     Attributes:
+        keeps_parts: Whether the rows make a table also where agents failed at some of the points.
         scenario: The scenario.
         channel_model: How channels are drawn: a model, its name, or None for the scenario's.
         constraints: Constraints beside those of every system: objects or registered names.
@@ -114,6 +115,7 @@ class Experiment(ABC):
         ValueError: If a setting is less than its minimum, or of another type.
     """
 
+    keeps_parts: ClassVar[bool] = False
     scenario: Scenario = dataclasses.field(default_factory=lambda: Scenario.preset("paper"))
     channel_model: ChannelModel | str | None = None
     constraints: tuple[Constraint | str, ...] = ()

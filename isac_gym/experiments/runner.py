@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from isac_gym.evaluation.calling import AgentError, join_failures
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Report, Workspace
 from isac_gym.experiments.style import save_figure
@@ -37,6 +40,10 @@ def run_experiment(
         The table.
 
     Raises:
+        AgentError: If an agent fails at a point. It is raised once the other points have been
+            computed; their rows are kept, so that the next run computes what failed alone. Where
+            they make a table by themselves (``keeps_parts``), this is written as well, says what is
+            left out, and is the error's ``results``.
         ValueError: If a setting is not allowed, there are no points, or the folder holds rows of
             other settings.
         OSError: If the folder cannot be written to.
@@ -47,22 +54,45 @@ def run_experiment(
             raise ValueError(f"points must all be different, got {_describe(point)} twice")
     if not points:
         raise ValueError(f"experiment {experiment.name!r} must have at least one point, got none")
-    if folder is None:
-        return experiment.tabulate(_compute(experiment, points, Workspace(None, report)))
-    folder = Path(folder)
-    workspace = Workspace(folder / f"{experiment.name}.unfinished", report)
-    assert workspace.folder is not None
-    table = experiment.tabulate(_compute(experiment, points, workspace))
+    folder = None if folder is None else Path(folder)
+    kept = None if folder is None else folder / f"{experiment.name}.unfinished"
+    rows, failures = _compute(experiment, points, Workspace(kept, report))
+    if failures and not (rows and experiment.keeps_parts):
+        raise join_failures(failures, None)
+    table = experiment.tabulate(rows)
+    if failures:
+        table = _state_failures(table, failures)
+    if folder is not None:
+        _write(experiment, table, folder)
+    if failures:
+        raise join_failures(failures, table)
+    if kept is not None:
+        shutil.rmtree(kept)
+    return table
+
+
+def _state_failures(table: Table, failures: Mapping[str, AgentError]) -> Table:
+    """The table, which also says which points are missing, and why."""
+    lines = [f"left out: {point} ({error})" for point, error in failures.items()]
+    return dataclasses.replace(
+        table,
+        caption="\n".join([table.caption, *lines]),
+        settings={**table.settings, "failed": {key: str(each) for key, each in failures.items()}},
+    )
+
+
+def _write(experiment: Experiment, table: Table, folder: Path) -> None:
     table.to_csv(folder / f"{experiment.name}.csv")
     table.to_json(folder / f"{experiment.name}.json")
     figure = experiment.draw(table)
     if figure is not None:
         save_figure(figure, folder / f"{experiment.name}.png")
-    shutil.rmtree(workspace.folder)
-    return table
 
 
-def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) -> list[Row]:
+def _compute(
+    experiment: Experiment, points: list[Any], workspace: Workspace
+) -> tuple[list[Row], dict[str, AgentError]]:
+    """The rows, and the errors of points at which an agent failed."""
     fingerprint = _fingerprint(experiment)
     path = None if workspace.folder is None else workspace.folder / _ROWS
     kept: list[list[Any]] = []
@@ -70,17 +100,22 @@ def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) ->
         kept = _read_rows(path, fingerprint)
         _write_rows(path, fingerprint, kept)
     rows: list[Row] = []
+    failures: dict[str, AgentError] = {}
     for number, point in enumerate(points, 1):
         row = next((held for of, held in kept if of == point), None)
         if row is None:
             workspace.say(f"{_describe(point)} ({number} of {len(points)})")
-            row = _as_json(experiment.run(point, workspace))
+            try:
+                row = _as_json(experiment.run(point, workspace))
+            except AgentError as error:
+                failures[_describe(point)] = error
+                continue
             kept.append([point, row])
             if path is not None:
                 _write_rows(path, fingerprint, kept)
         rows.append({**point, **row})
     workspace.say("")
-    return rows
+    return rows, failures
 
 
 def _fingerprint(experiment: Experiment) -> dict[str, Any]:
