@@ -376,14 +376,15 @@ class _EvenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """The gradient by the rows; differentiable in its turn."""
-        return _EvenProduct.apply(grad_outputs[0], ctx.even.mT, ctx.length), None, None  # type: ignore[no-untyped-call]
+        multiply = _EvenProduct.apply if torch.is_grad_enabled() else _multiply_evenly
+        return multiply(grad_outputs[0], ctx.even.mT, ctx.length), None, None
 
 
 def _multiply_evenly(rows: Tensor, even: Tensor, width: int) -> Tensor:
     flat = rows.reshape(-1, rows.shape[-1])
     count, length = flat.shape
     padded = even.new_zeros(count + -count % _TILE, even.shape[0])
-    padded[:count, :length] = flat
+    padded[:count, :length].copy_(flat)
     product = (padded @ even)[:count, :width]
     return product.to(rows.dtype).view(*rows.shape[:-1], width)
 
