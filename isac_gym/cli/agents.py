@@ -22,6 +22,7 @@ from isac_gym.cli.options import (
     name_output,
     parse_assignments,
     print_table,
+    printing_results,
     takes_environment,
 )
 from isac_gym.files import check_output_file, check_output_folder, lock_output
@@ -107,7 +108,7 @@ def train(
             agent.forget_checkpoint(checkpoint)
         else:
             checkpoint.unlink(missing_ok=True)
-    console.print(f"agent: {output}", highlight=False)
+    console.print(f"agent: {output}", highlight=False, markup=False)
     if callback is not None and best.exists():
         found = next(entry for entry in reversed(callback.history) if entry.is_best)
         excess = f"; no agent kept the constraints, least excess {found.violation:.1%}"
@@ -115,6 +116,7 @@ def train(
             f"best: {best} (iteration {found.iteration}, {found.sum_rate:.3f} bit/s/Hz"
             f"{excess * (found.violation > callback.tolerance)})",
             highlight=False,
+            markup=False,
         )
 
 
@@ -149,7 +151,8 @@ def evaluate(
     for each in prepared:
         each.require_trained()
     agents = {each.name: each.agent for each in prepared}
-    print_table(compare(agents, env, channels=channels, seed=evaluation_seed))
+    with printing_results():
+        print_table(compare(agents, env, channels=channels, seed=evaluation_seed))
 
 
 @takes_environment
@@ -171,7 +174,7 @@ def labels(
     env = environment.make()
     prepared = prepare_agent(agent, env)
     prepared.require_trained()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task(f"labels of {agent}", total=count)
         generate_labels(
@@ -184,4 +187,4 @@ def labels(
             shard_size=shard_size,
             callback=lambda done: progress.update(task, completed=done),
         )
-    console.print(f"labels: {output}", highlight=False, soft_wrap=True)
+    console.print(f"labels: {output}", highlight=False, soft_wrap=True, markup=False)

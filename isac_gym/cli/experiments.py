@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from isac_gym.cli.options import (
@@ -23,6 +24,7 @@ from isac_gym.cli.options import (
     name_output,
     parse_assignments,
     print_table,
+    printing_results,
     set_parameters,
 )
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
@@ -79,7 +81,8 @@ class _ErrorMessages:
             from isac_gym.evaluation.judging import AgentError
             from isac_gym.learning.trainer import TrainingError
 
-            if isinstance(error, AgentError):
+            # What the package finds wrong needs no traceback; what an agent raises does.
+            if isinstance(error, AgentError) and not isinstance(error, (TypeError, ValueError)):
                 traceback.print_exception(error.__cause__)
             if not isinstance(error, (AgentError, TrainingError)):
                 return
@@ -117,10 +120,10 @@ def _make_experiment_command(name: str) -> Any:
                 values[setting] = tuple(value)
         experiment = kind(**Environment.of_options(**given).to_arguments(), **values)
         folder = Path("results") / experiment.name if output is None else output
-        with console.status("") as status:
+        with printing_results(folder, experiment.name), console.status("") as status:
 
             def report(line: str) -> None:
-                status.update(line)
+                status.update(Text(line))  # names in it may look like markup
                 status.start() if line else status.stop()
 
             table = run_experiment(experiment, folder, report, checkpoint_seconds)

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "name_output",
     "parse_assignments",
     "print_table",
+    "printing_results",
     "set_parameters",
     "takes_environment",
 ]
@@ -196,6 +198,19 @@ def takes_environment(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@contextmanager
+def printing_results(folder: Path | None = None, name: str = "") -> Iterator[None]:
+    """Print the table of the others before the message about an agent that failed among them."""
+    from isac_gym.evaluation import AgentError
+
+    try:
+        yield
+    except AgentError as error:
+        if error.results is not None:
+            print_table(error.results, folder, name)
+        raise
+
+
 def print_table(table: Any, folder: Path | None = None, name: str = "") -> None:
     """Print a table, and where its files are."""
     wide = Console(width=max(console.width, _TABLE_WIDTH))
@@ -204,4 +219,4 @@ def print_table(table: Any, folder: Path | None = None, name: str = "") -> None:
     for ending, content in contents.items() if folder is not None else ():
         path = Path(folder or "") / f"{name}.{ending}"
         if path.exists():
-            wide.print(f"{content}: {path}", highlight=False, soft_wrap=True)
+            wide.print(f"{content}: {path}", highlight=False, soft_wrap=True, markup=False)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from isac_gym.evaluation.calling import AgentError, join_failures
 from isac_gym.evaluation.channel_set import evaluation_set
 from isac_gym.evaluation.judging import FEASIBILITY_TOLERANCE, AgentResult, evaluate
 from isac_gym.evaluation.provenance import provenance
@@ -78,8 +79,11 @@ def compare(
         The comparison.
 
     Raises:
-        ValueError: If there are no agents, a reference is none of them, or an action is invalid.
-        TypeError: If an agent has no ``predict``.
+        AgentError: If an agent fails in ``predict``, has none, or returns what is no action; see
+            :func:`~isac_gym.evaluation.evaluate`. It is raised once the other agents have been
+            judged, names all that failed, and has their comparison as ``results``.
+        ValueError: If there are no agents, or a reference is none of them.
+        TypeError: If the environment is none of the package's.
     """
     if not agents:
         raise ValueError("agents must hold at least one agent, got none")
@@ -89,14 +93,21 @@ def compare(
     deterministic = check_flag("deterministic", deterministic)
     system = find_system(env)
     blocks = evaluation_set(system.scenario, env.unwrapped.channel_model, channels, seed)
-    results = []
+    results: list[AgentResult] = []
+    failures: dict[str, AgentError] = {}
     for name, agent in agents.items():
-        result = evaluate(agent, env, blocks, name=name, deterministic=deterministic)
+        try:
+            result = evaluate(agent, env, blocks, name=name, deterministic=deterministic)
+        except AgentError as error:
+            failures[name] = error
+            continue
         if references:
             result = dataclasses.replace(result, is_reference=name in references)
         results.append(result)
         if callback is not None:
             callback(result)
+    if not results:
+        raise join_failures(failures, None)
     settings = {
         **provenance(env),
         "channels": blocks.count,
@@ -109,7 +120,10 @@ def compare(
         dataclasses.replace(result, percent_of_reference=row["percent_of_reference"])
         for result, row in zip(results, table.rows, strict=True)
     )
-    return Comparison(**vars(table), results=stated)
+    comparison = Comparison(**vars(table), results=stated)
+    if failures:
+        raise join_failures(failures, comparison)
+    return comparison
 
 
 def tabulate_comparison(

@@ -11,10 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from isac_gym.evaluation.calling import (
+    AgentError,
+    AgentTypeError,
+    ask_agent,
+    check_answer,
+    read_integer,
+    read_real,
+    read_truth,
+)
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.statistics import mean_interval
 from isac_gym.policy import Policy
-from isac_gym.system.downlink import Outcome, find_system
+from isac_gym.system.downlink import find_system
 from isac_gym.system.simulation import Simulation
 from isac_gym.system.stations import Exchange
 
@@ -25,10 +34,6 @@ FEASIBILITY_TOLERANCE: Final = 1e-4
 _CHUNK: Final = 1024
 _PART: Final = 64
 """Observations that are timed again where a whole batch would take long."""
-
-
-class AgentError(RuntimeError):
-    """An agent failed in ``predict``; the cause is the agent's own exception."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +144,16 @@ def evaluate(
         The result, with ``percent_of_reference`` NaN.
 
     Raises:
-        AgentError: If the agent's ``predict`` raises.
-        TypeError: If the agent has no ``predict``, or its actions hold no real numbers.
-        ValueError: If an action has the wrong shape, is not finite or outside [-1, 1]; the
-            message names the agent.
+        AgentError: If the agent's ``predict`` raises, for a batch or for a single observation, or
+            does not return an action and a state; if an attribute that the result states is not
+            what it may be. The message names the agent.
+        TypeError: If the agent has no ``predict``, or its actions hold no real numbers; an
+            AgentError as well.
+        ValueError: If an action has the wrong shape, is not finite or outside [-1, 1]; an
+            AgentError as well.
     """
-    if not isinstance(agent, Policy):
-        raise TypeError(f"agent {name!r} must have predict(observation, …), got {agent!r}")
+    if not callable(getattr(agent, "predict", None)):
+        raise AgentTypeError(f"agent {name!r} must have predict(observation, …), got {agent!r}")
     system = find_system(env)
     episodes, length = blocks.channels.shape[:2]
     parts = [slice(first, min(first + _CHUNK, episodes)) for first in range(0, episodes, _CHUNK)]
@@ -165,16 +173,19 @@ def evaluate(
             started = np.full(len(observation), block == 0)
             exchange, before = _read_exchange(agent)
             begin = time.perf_counter()
-            try:
-                action, state = agent.predict(
-                    observation, state=state, episode_start=started, deterministic=deterministic
-                )
-            except Exception as error:
-                raise AgentError(f"agent {name!r} failed in predict: {error!r}") from error
+            action, state = ask_agent(
+                agent,
+                observation,
+                name,
+                state=state,
+                episode_start=started,
+                deterministic=deterministic,
+            )
             calls.append((time.perf_counter() - begin, len(observation)))
             current, after = _read_exchange(agent)
             moved += after - before if current is exchange else after
-            outcome = _apply(simulation, action, name)
+            checked = check_answer(action, (len(observation), system.codec.action_size), name)
+            outcome = simulation.apply_checked(checked)[1]
             rates[part, block] = outcome.sum_rate.cpu().numpy()
             costs[part, block] = sum(value.cpu().numpy() for value in outcome.costs.values())
             for key, signed in outcome.constraints.items():
@@ -188,7 +199,7 @@ def evaluate(
     first = system.codec.observation(blocks.estimates[:_CHUNK, 0])
     return AgentResult(
         name=name,
-        is_reference=bool(getattr(agent, "is_reference", False)),
+        is_reference=read_truth(agent, "is_reference", name),
         spectral_efficiency=float(rates.mean()),
         confidence_low=low,
         confidence_high=high,
@@ -199,21 +210,22 @@ def evaluate(
         feasible_share=float(np.all(list(holds.values()), axis=0).mean()),
         mean_cost=float(costs.mean()),
         worst_mean_constraint=float(np.max(excess)) / blocks.count,
-        seconds_single=_measure_latency(agent, first[0], deterministic),
-        seconds_batched=_measure_batch(agent, first, deterministic, calls),
-        bits_per_link=_state_bits(agent, moved, blocks.count),
-        channels_seen=getattr(agent, "channels_seen", getattr(agent, "num_timesteps", None)),
-        training_seconds=getattr(agent, "training_seconds", None),
+        seconds_single=_measure_latency(
+            agent, first[0], deterministic, name, system.codec.action_size
+        ),
+        seconds_batched=_measure_batch(
+            agent, first, deterministic, calls, name, system.codec.action_size
+        ),
+        bits_per_link=_state_bits(agent, moved, blocks.count, name),
+        channels_seen=read_integer(
+            agent,
+            "channels_seen" if hasattr(agent, "channels_seen") else "num_timesteps",
+            name,
+        ),
+        training_seconds=read_real(agent, "training_seconds", name),
         sum_rates=rates,
         beampattern=pattern / blocks.count,
     )
-
-
-def _apply(simulation: Simulation, action: Any, name: str) -> Outcome:
-    try:
-        return simulation.apply_checked(action)[1]
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"agent {name!r}: {error}") from error
 
 
 def _read_exchange(agent: Policy) -> tuple[Exchange | None, int]:
@@ -224,31 +236,41 @@ def _read_exchange(agent: Policy) -> tuple[Exchange | None, int]:
     return exchange, int(exchange.counts.sum())
 
 
-def _state_bits(agent: Policy, moved: int, count: int) -> float | None:
+def _state_bits(agent: Policy, moved: int, count: int, name: str) -> float | None:
     """Bits on each link in a block, of those moved in all blocks; else what the agent says."""
     exchange, _ = _read_exchange(agent)
     if exchange is None or exchange.num_cells == 1:
-        declared: float | None = getattr(agent, "bits_per_link", None)
-        return declared
+        return read_real(agent, "bits_per_link", name)
     links = exchange.num_cells * (exchange.num_cells - 1)
     whole, rest = divmod(moved, links * count)
     return moved / (links * count) if rest else whole
 
 
 def _measure_latency(
-    agent: Policy, observation: npt.NDArray[np.float32], deterministic: bool
+    agent: Policy,
+    observation: npt.NDArray[np.float32],
+    deterministic: bool,
+    name: str,
+    size: int,
 ) -> float:
     """Median time of ``predict``, over at most 30 calls or one second.
 
+    What it returns must be ``size`` numbers for each observation.
+
     Taken after the evaluation: the first call also pays for what torch sets up at first use.
     """
-    started = None if observation.ndim == 1 else np.ones(len(observation), np.bool_)
+    single = observation.ndim == 1
+    started = None if single else np.ones(len(observation), np.bool_)
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 30 and (not times or time.perf_counter() - start < 1.0):
         begin = time.perf_counter()
-        agent.predict(observation, episode_start=started, deterministic=deterministic)
+        action, _ = ask_agent(
+            agent, observation, name, single, episode_start=started, deterministic=deterministic
+        )
         times.append(time.perf_counter() - begin)
+        if len(times) == 1:
+            check_answer(action, (*observation.shape[:-1], size), name, single)
     return float(np.median(times))
 
 
@@ -257,6 +279,8 @@ def _measure_batch(
     observation: npt.NDArray[np.float32],
     deterministic: bool,
     calls: list[tuple[float, int]],
+    name: str,
+    size: int,
 ) -> float:
     """Time an observation of a batch; a slow agent's calls in the evaluation are not repeated.
 
@@ -268,4 +292,4 @@ def _measure_batch(
         return float(np.median([seconds / count for seconds, count in repeated]))
     if not repeated and calls[0][0] > 1.0:
         observation = observation[:_PART]
-    return _measure_latency(agent, observation, deterministic) / len(observation)
+    return _measure_latency(agent, observation, deterministic, name, size) / len(observation)

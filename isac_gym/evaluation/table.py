@@ -90,15 +90,17 @@ class Table:
         write_atomically(path, f"{text}\n".encode())
 
     def __rich__(self) -> RichTable:
-        from rich.markup import escape
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        shown = RichTable(title=self.title, caption=self.caption or None)
+        # Names of agents may hold what Rich would take for markup.
+        caption = Text(self.caption, "table.caption") if self.caption else None
+        shown = RichTable(title=Text(self.title, "table.title"), caption=caption)
         columns = self._make_columns() if self.columns is None else self.columns
         for column in columns:
-            shown.add_column(escape(column.heading), justify=column.justify)
+            shown.add_column(Text(column.heading), justify=column.justify)
         for row in self.rows:
-            shown.add_row(*(column.show(row) for column in columns))
+            shown.add_row(*(Text(column.show(row)) for column in columns))
         return shown
 
     def __str__(self) -> str:

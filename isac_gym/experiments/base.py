@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import gymnasium as gym
 
@@ -88,6 +88,10 @@ def check_evaluation_seed(evaluation_seed: int, seeds: int) -> None:
         )
 
 
+_PLAIN: Final = re.compile("[a-z0-9_.-]{1,80}")
+"""Names that differ as files on every system if they differ at all."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workspace:
     """Where a point is computed.
@@ -111,11 +115,8 @@ class Workspace:
         """
         if self.folder is None:
             return {"checkpoint": None}
-        # Names of agents may hold what names of files cannot.
-        readable = re.sub(r"[^\w.-]+", "-", name)
-        digest = "" if readable == name else f"-{zlib.crc32(name.encode()):08x}"
         return {
-            "checkpoint": self.folder / f"{readable}{digest}.checkpoint.zip",
+            "checkpoint": self.folder / f"{_make_file_name(name)}.checkpoint.zip",
             "checkpoint_seconds": self.checkpoint_seconds,
         }
 
@@ -133,6 +134,7 @@ class Experiment(ABC):
     and the options of its command.
 
     Attributes:
+        keeps_parts: Whether the rows make a table also where agents failed at some of the points.
         scenario: The scenario.
         channel_model: How channels are drawn: a model, its name, or None for the scenario's.
         constraints: Constraints beside those of every system: objects or registered names.
@@ -141,6 +143,7 @@ class Experiment(ABC):
         ValueError: If a setting is less than its minimum, or of another type.
     """
 
+    keeps_parts: ClassVar[bool] = False
     scenario: Scenario = dataclasses.field(default_factory=lambda: Scenario.preset("paper"))
     channel_model: ChannelModel | str | None = None
     constraints: tuple[Constraint | str, ...] = ()
@@ -220,3 +223,11 @@ class Experiment(ABC):
         """The fields that are settings of this experiment alone."""
         common = {field.name for field in dataclasses.fields(Experiment)}
         return [field for field in dataclasses.fields(cls) if field.name not in common]
+
+
+def _make_file_name(name: str) -> str:
+    """A name that file systems take, of any; plain names are as they are."""
+    if _PLAIN.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{re.sub('[^A-Za-z0-9_-]+', '.', name)[:80]}-{digest}"

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from isac_gym.agents.distributed import DistributedPrimalDual
 from isac_gym.agents.loading import digest_file, load_agent
+from isac_gym.evaluation.calling import ask_agent, check_answer
 from isac_gym.evaluation.channel_set import EvaluationSet
-from isac_gym.evaluation.judging import AgentError
 from isac_gym.evaluation.statistics import mean_interval
 from isac_gym.experiments.base import Experiment, setting
 from isac_gym.policy import Policy
@@ -84,9 +84,9 @@ def judge_stations(
         The result.
 
     Raises:
-        AgentError: If the agent's ``predict`` raises.
-        TypeError: If its actions hold no real numbers.
-        ValueError: If an action has the wrong shape, is not finite or outside [-1, 1].
+        AgentError: If the agent's ``predict`` raises or does not return an action and a state, or
+            if an action does not hold real numbers, has the wrong shape, is not finite or outside
+            [-1, 1].
     """
     system = find_system(env)
     episodes, length = blocks.channels.shape[:2]
@@ -102,13 +102,16 @@ def judge_stations(
             simulation.hold(blocks.channels[part, block], blocks.estimates[part, block])
             observation = simulation.observe()
             started = np.full(len(observation), block == 0)
-            try:
-                action, state = agent.predict(
-                    observation, state=state, episode_start=started, deterministic=True
-                )
-            except Exception as error:
-                raise AgentError(f"agent {name!r} failed in predict: {error!r}") from error
-            outcome = simulation.apply_checked(action)[1]
+            action, state = ask_agent(
+                agent,
+                observation,
+                name,
+                state=state,
+                episode_start=started,
+                deterministic=True,
+            )
+            checked = check_answer(action, (len(observation), system.codec.action_size), name)
+            outcome = simulation.apply_checked(checked)[1]
             rates[part, block] = outcome.rates.sum(-1).cpu().numpy()
             losses[part, block] = outcome.sensing.total.cpu().numpy()
             errors[part, block] = outcome.sensing.beampattern_error.cpu().numpy()

@@ -6,18 +6,21 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isac_gym.agents.loading import PreparedAgent, digest_file, prepare_agent
+from isac_gym.evaluation.calling import AgentError, AgentValueError
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.comparison import tabulate_comparison
 from isac_gym.evaluation.judging import evaluate
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
+from isac_gym.learning.trainer import TrainingError
 from isac_gym.registry import AGENTS, register_experiment
 from isac_gym.system.constraints import Constraint
 
@@ -40,6 +43,7 @@ class Compare(Experiment):
         seed: Seed of training and initial weights.
     """
 
+    keeps_parts: ClassVar[bool] = True
     agents: tuple[str, ...] = setting(
         (),
         "Agent to add: a name of `isac-gym agents`, module:Class, a saved file, CLASS@FILE, or "
@@ -124,9 +128,16 @@ class Compare(Experiment):
         prepared = self._prepared[0][name]
         if prepared.needs_training:
             workspace.say("")
-            prepared.train(
-                progress_bar=workspace.report is not None, **workspace.keep_training(name)
-            )
+            try:
+                prepared.train(
+                    progress_bar=workspace.report is not None, **workspace.keep_training(name)
+                )
+            except OSError:  # of the folder, not of the agent
+                raise
+            except (TypeError, ValueError, TrainingError) as error:
+                raise AgentValueError(f"agent {name!r} cannot be trained: {error}") from error
+            except Exception as error:
+                raise AgentError(f"agent {name!r} failed in learn: {error!r}") from error
             workspace.say(f"evaluating {name}")
         result = evaluate(prepared.agent, self.env, self._blocks, name=name)
         return {**result.row(), "beampattern": result.beampattern.tolist()}
@@ -183,7 +194,9 @@ class Compare(Experiment):
                 label = ", ".join(names)
                 label = label if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
                 colour = palette[index % len(palette)]
-                axes.plot(grid, row["beampattern"][0], color=colour, lw=1.4, label=label)
+                axes.plot(
+                    grid, row["beampattern"][0], color=colour, lw=1.4, label=_make_label(label)
+                )
         axes.set(
             title="Mean beampattern" + " of station 0" * (self.scenario.num_cells > 1),
             xlabel="direction (degrees)",
@@ -204,7 +217,7 @@ class Compare(Experiment):
                 fmt=MARKERS[index % len(MARKERS)],
                 color=palette[index % len(palette)],
                 capsize=3,
-                label=f"{row['name']} ({rate:.2f})",
+                label=_make_label(f"{row['name']} ({rate:.2f})"),
             )
         axes.axvline(limit, color="0.4", ls="--", lw=1)
         axes.annotate(
@@ -221,6 +234,12 @@ class Compare(Experiment):
             ylabel="spectral efficiency (bit/s/Hz)",
         )
         axes.margins(x=0.12)
+
+
+def _make_label(name: str) -> str:
+    """A name as a label of a picture, where it is neither a formula nor hidden from legends."""
+    shown = name.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _round_pattern(row: Row) -> bytes:

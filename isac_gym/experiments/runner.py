@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from isac_gym.evaluation.calling import AgentError, join_failures
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Report, Workspace
 from isac_gym.experiments.style import save_figure
@@ -51,6 +53,10 @@ def run_experiment(
         The table.
 
     Raises:
+        AgentError: If an agent fails at a point. It is raised once the other points have been
+            computed; their rows are kept, so that the next run computes what failed alone. Where
+            they make a table by themselves (``keeps_parts``), this is written as well, says what is
+            left out, and is the error's ``results``.
         ValueError: If a setting is not allowed, there are no points, the folder holds rows of
             other settings, or something else is where results belong.
         OutputInUseError: If another run of the experiment writes there.
@@ -65,7 +71,11 @@ def run_experiment(
     if not points:
         raise ValueError(f"experiment {experiment.name!r} must have at least one point, got none")
     if folder is None:
-        return experiment.tabulate(_compute(experiment, points, Workspace(None, report))[0])
+        computed = _compute(experiment, points, Workspace(None, report))
+        computed.require_table(experiment)
+        table = computed.tabulate(experiment)
+        computed.raise_failures(table)
+        return table
     folder = Path(folder)
     check_output_folder(folder)
     written = [folder / f"{experiment.name}.{ending}" for ending in ("json", "csv", "png")]
@@ -75,26 +85,71 @@ def run_experiment(
     check_output_folder(unfinished)
     told = state_what_is_kept(experiment.name, f"finished points are kept in {unfinished}")
     with lock_output(*written, unfinished), told:
-        workspace = Workspace(unfinished, report, checkpoint_seconds)
-        rows, goes_on = _compute(experiment, points, workspace)
-
-        def blame_rows() -> AbstractContextManager[None]:
-            # What a row holds, only the experiment knows.
-            path = unfinished / _ROWS
-            problem = f"rows do not fit experiment {experiment.name!r}"
-            return blame_file(path, problem, advice=_advise(path)) if goes_on else nullcontext()
-
-        with blame_rows():
-            table = experiment.tabulate(rows)
+        computed = _compute(experiment, points, Workspace(unfinished, report, checkpoint_seconds))
+        computed.require_table(experiment)
+        with _blame_rows(experiment, unfinished / _ROWS) if computed.goes_on else nullcontext():
+            table = computed.tabulate(experiment)
+            figure = experiment.draw(table)
         as_json, as_csv, as_png = written
         table.to_csv(as_csv)
         table.to_json(as_json)
-        with blame_rows():
-            figure = experiment.draw(table)
         if figure is not None:
             save_figure(figure, as_png)
+        computed.raise_failures(table)
         shutil.rmtree(unfinished)
     return table
+
+
+def _blame_rows(experiment: Experiment, path: Path) -> AbstractContextManager[None]:
+    """Errors are of rows that an earlier run kept: what is in a row, only its experiment knows."""
+    problem = f"rows do not fit experiment {experiment.name!r}"
+    return blame_file(path, problem, advice=_advise(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Computed:
+    """What has been computed.
+
+    Attributes:
+        rows: The rows.
+        failures: The errors of points at which an agent failed.
+        goes_on: Whether some rows come from a file of an earlier run.
+    """
+
+    rows: list[Row]
+    failures: dict[str, AgentError]
+    goes_on: bool
+
+    def require_table(self, experiment: Experiment) -> None:
+        """Check that there are enough rows for a table.
+
+        Raises:
+            AgentError: If there are not, for agents failed.
+        """
+        if self.failures and not (self.rows and experiment.keeps_parts):
+            raise join_failures(self.failures, None)
+
+    def tabulate(self, experiment: Experiment) -> Table:
+        """The table, which also says which points are missing, and why."""
+        table = experiment.tabulate(self.rows)
+        if not self.failures:
+            return table
+        lines = [f"left out: {point} ({error})" for point, error in self.failures.items()]
+        failed = {point: str(error) for point, error in self.failures.items()}
+        return dataclasses.replace(
+            table,
+            caption="\n".join([table.caption, *lines]),
+            settings={**table.settings, "failed": failed},
+        )
+
+    def raise_failures(self, table: Table) -> None:
+        """Raise what failed, once the table of the others is written.
+
+        Raises:
+            AgentError: If an agent failed.
+        """
+        if self.failures:
+            raise join_failures(self.failures, table)
 
 
 class _Kept(msgspec.Struct):
@@ -104,10 +159,7 @@ class _Kept(msgspec.Struct):
     rows: list[tuple[dict[str, Any], dict[str, Any]]]
 
 
-def _compute(
-    experiment: Experiment, points: list[Any], workspace: Workspace
-) -> tuple[list[Row], bool]:
-    """The rows, and whether some of them come from a file of an earlier run."""
+def _compute(experiment: Experiment, points: list[Any], workspace: Workspace) -> _Computed:
     fingerprint = _fingerprint(experiment)
     path = None if workspace.folder is None else workspace.folder / _ROWS
     kept: list[list[Any]] = []
@@ -117,17 +169,22 @@ def _compute(
         goes_on = bool(kept)
         _write_rows(path, fingerprint, kept)
     rows: list[Row] = []
+    failures: dict[str, AgentError] = {}
     for number, point in enumerate(points, 1):
         row = next((held for of, held in kept if of == point), None)
         if row is None:
             workspace.say(f"{_describe(point)} ({number} of {len(points)})")
-            row = _as_json(experiment.run(point, workspace))
+            try:
+                row = _as_json(experiment.run(point, workspace))
+            except AgentError as error:
+                failures[_describe(point)] = error
+                continue
             kept.append([point, row])
             if path is not None:
                 _write_rows(path, fingerprint, kept)
         rows.append({**point, **row})
     workspace.say("")
-    return rows, goes_on
+    return _Computed(rows, failures, goes_on)
 
 
 def _fingerprint(experiment: Experiment) -> dict[str, Any]:

@@ -10,6 +10,7 @@ channels. With several cells a station's precoder takes no heed of the users of 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -70,5 +71,7 @@ def find_structured_streams(best: Tensor, radar: Tensor, numbers: Tensor, power:
     exponents = 0.5 * (low + high) + 0.5 * (high - low) * numbers
     strength = torch.view_as_real(radar.resolve_conj()).square().mean((-2, -1)) * 2.0
     # A user without a channel needs no turning; any finite weight will do.
-    weights = 10.0**exponents / strength.clamp_min(torch.finfo(strength.dtype).tiny ** 0.5)
+    # A power would be rounded otherwise at some places of a batch than at others.
+    scale = torch.exp(math.log(10.0) * exponents)
+    weights = scale / strength.clamp_min(torch.finfo(strength.dtype).tiny ** 0.5)
     return turn_from_users(best, radar, weights, power)

@@ -101,7 +101,8 @@ class BatchedLBFGS(Generic[_State]):
             self._length = torch.where(taken, 1.0, self._length * _SHORTEN)
 
     def _update_gram(self, rows: list[int]) -> None:
-        products = self._basis @ self._basis[:, rows].mT
+        basis = _pair_up(self._basis)
+        products = (basis @ basis[:, rows].mT)[: len(self._basis)]
         self._gram[:, :, rows] = products
         self._gram[:, rows, :] = products.mT
 
@@ -137,9 +138,20 @@ class BatchedLBFGS(Generic[_State]):
         descends = slope < 0
         weights = torch.where(descends[:, None], weights, steepest)
         slope = torch.where(descends, slope, -steepest[:, last] * gradient_norm.square())
-        direction = -(weights[:, None, :] @ self._basis).squeeze(1)
+        combined = _pair_up(weights)[:, None, :] @ _pair_up(self._basis)
+        direction = -combined[: len(weights)].squeeze(1)
         longest = _LONGEST * point_norm
         shorten = (longest / torch.linalg.vector_norm(direction, dim=-1).clamp_min(1e-38)).clamp(
             max=1.0
         )
         return direction * shorten[:, None], slope * shorten
+
+
+def _pair_up(values: Tensor) -> Tensor:
+    """A single problem's values (1, ...) twice; those of more problems as they are.
+
+    Libraries multiply a single pair of matrices in another way than many. What that changes in the
+    last digit grows from iteration to iteration: a problem by itself would end elsewhere than in a
+    batch.
+    """
+    return torch.cat([values, values]) if len(values) == 1 else values

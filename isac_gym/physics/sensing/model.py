@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ _TINY_SQUARE = 1e-14
 
 
 _TILES = 4
+_TILE = 16
+"""Rows and columns that libraries multiply at once, or a multiple of theirs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,9 @@ class SensingModel:
         self._unitary_adjoint = self._unitary.mH.resolve_conj().contiguous()
         lags, lag_pattern = _make_lag_maps(grid, num_antennas, spacing)
         self._lags, self.lag_pattern = constant(lags), constant(lag_pattern)
+        self._even_lags, self._even_lag_pattern = (
+            _pad_evenly(value).to(device) for value in (lags, lag_pattern)
+        )
         self._lag_products = constant(lag_pattern @ lag_pattern.mT)
         # Of P(θ) and of d(θ) what the gradient of L_r1 takes.
         desired_lags = desired @ lag_pattern.mT
@@ -158,7 +163,8 @@ class SensingModel:
         Returns:
             Real tensor (..., L), in W.
         """
-        return self._sum_lags(covariance) @ self.lag_pattern
+        sums = self._sum_lags(covariance)
+        return _multiply_rows(sums, self.lag_pattern, self._even_lag_pattern)
 
     def beampattern_error(self, pattern: Tensor) -> Tensor:
         """Beampattern error L_r1, equation (7), from the pattern.
@@ -272,7 +278,8 @@ class SensingModel:
 
     def _sum_lags(self, covariance: Tensor) -> Tensor:
         """Lag sums of R, real (..., 2M-1)."""
-        return torch.view_as_real(covariance.resolve_conj()).flatten(-3) @ self._lags
+        parts = torch.view_as_real(covariance.resolve_conj()).flatten(-3)
+        return _multiply_rows(parts, self._lags, self._even_lags)
 
     def _spread_lags(self, slope: Tensor) -> Tensor:
         """The gradient by R of what has the gradient (..., 2M-1) by the lag sums."""
@@ -349,6 +356,51 @@ class SensingModel:
             beampattern_error=self.beampattern_error(pattern),
             cross_correlation=self.cross_correlation(covariance, pattern),
         )
+
+
+class _EvenProduct(torch.autograd.Function):
+    """Rows (..., L) by a matrix (L, N), rounded alike whatever the other rows are.
+
+    Libraries round the product of a row by where it stands and by how many there are, above all at
+    the edges of their tiles. A search over waveforms makes so much of the last digit that it would
+    end elsewhere for one channel than for a batch. So there are no edges, and products are rounded
+    from double precision. The matrix is one of :func:`_pad_evenly`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, even: Tensor, width: int) -> Tensor:
+        """The product (..., N), with N = ``width``."""
+        ctx.even, ctx.length = even, rows.shape[-1]
+        return _multiply_evenly(rows, even, width)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient by the rows; differentiable in its turn."""
+        multiply = _EvenProduct.apply if torch.is_grad_enabled() else _multiply_evenly
+        return multiply(grad_outputs[0], ctx.even.mT, ctx.length), None, None
+
+
+def _multiply_evenly(rows: Tensor, even: Tensor, width: int) -> Tensor:
+    flat = rows.reshape(-1, rows.shape[-1])
+    count, length = flat.shape
+    padded = even.new_zeros(count + -count % _TILE, even.shape[0])
+    padded[:count, :length].copy_(flat)
+    product = (padded @ even)[:count, :width]
+    return product.to(rows.dtype).view(*rows.shape[:-1], width)
+
+
+def _multiply_rows(rows: Tensor, matrix: Tensor, even: Tensor) -> Tensor:
+    """``rows @ matrix``, evenly where gradients are wanted; ``even`` is the matrix for that."""
+    if rows.requires_grad and torch.is_grad_enabled():
+        found: Tensor = _EvenProduct.apply(rows, even, matrix.shape[1])  # type: ignore[no-untyped-call]
+        return found
+    return rows @ matrix
+
+
+def _pad_evenly(matrix: Tensor) -> Tensor:
+    """A matrix with zeros behind its rows and columns, up to whole tiles of both."""
+    rows, columns = matrix.shape
+    return torch.nn.functional.pad(matrix, (0, -columns % _TILE, 0, -rows % _TILE))
 
 
 def _make_lag_maps(grid_deg: Tensor, num_antennas: int, spacing: float) -> tuple[Tensor, Tensor]:
