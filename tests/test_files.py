@@ -102,7 +102,9 @@ def test_a_read_only_file_and_a_read_only_folder(tmp_path: Path) -> None:
 def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new" / "agent.zip"
     check_output_file(path)
-    assert list_names(path.parent) == []
+    check_output_folder(path.parent)
+    assert list_names(tmp_path) == []
+    path.parent.mkdir()
     path.write_bytes(b"kept")
     check_output_file(path)
     check_output_folder(path.parent)
