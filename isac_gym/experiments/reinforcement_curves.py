@@ -276,6 +276,7 @@ class ReinforcementCurves(Conditioned):
         style_axes(front, fontsize="small")
         front.set(xlabel="mean L_r", ylabel="spectral efficiency (bit/s/Hz)")
         front.autoscale(axis="y")
+        front.locator_params(axis="x", nbins=5)
         figure.suptitle(
             f"{self.channels} channels, seed {self.evaluation_seed}; thin lines: "
             f"{self.seeds} seeds, thick ones: their median",
