@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Final
 
 import torch
 
+from isac_gym.files import OutputInUseError
 from isac_gym.learning.agent import LearningAgent
 from isac_gym.learning.checkpoint import CheckpointError
 from isac_gym.learning.labels import Labels, generate_labels, load_labels
 from isac_gym.learning.losses import Imitation, TrainingLoss
+from isac_gym.reading import make_file_error
 from isac_gym.registry import AGENTS, make_agent, register_agent
 from isac_gym.scenario import Scenario
 from isac_gym.validation import check_integer
@@ -32,10 +34,14 @@ def _blame_checkpoint(folder: Path) -> Iterator[None]:
     """Errors of the labels beside a checkpoint, as of the checkpoint itself."""
     try:
         yield
+    except OutputInUseError:
+        raise
     except ValueError as error:
-        raise CheckpointError(
-            f"{folder}: labels must be of this training ({error}); delete them to start anew, or "
-            "choose another place for the checkpoint"
+        raise make_file_error(
+            CheckpointError,
+            folder,
+            f"labels must be of this training ({error}); delete them to start anew, or choose "
+            "another place for the checkpoint",
         ) from error
 
 

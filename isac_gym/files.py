@@ -74,13 +74,13 @@ def check_output_folder(path: str | Path, name: str = "output") -> None:
 def lock_output(path: str | Path, *others: str | Path, name: str = "output") -> Iterator[None]:
     """Keep other runs from writing to a file, or into a folder, for as long as this one does.
 
-    The lock is the operating system's, so that a run that was killed holds none. Halves of files
-    that such a run left are removed.
+    The lock is a file beside the output, and the operating system's, so that a run that was killed
+    holds none unless a child of its is still alive. Halves of files that such a run left are
+    removed.
 
     Args:
-        path: File or folder. The lock of a folder is a file in it, that of a file, or of what is
-            not there yet, one beside it.
-        *others: Further files that the same run writes.
+        path: File or folder.
+        *others: Further files that the same run writes, or folders that it writes into.
         name: What the path is called in messages.
 
     Raises:
@@ -88,21 +88,38 @@ def lock_output(path: str | Path, *others: str | Path, name: str = "output") -> 
     """
     target = _follow_links(path, name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    held = target / _LOCK if target.is_dir() else _name_beside(target, _LOCK)
-    lock = FileLock(held, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
+    held = _name_beside(target, _LOCK)
+    lock = _acquire_lock(held)
+    if lock is None:
         raise OutputInUseError(
             f"{path}: another run writes there; wait until it has ended, or choose another {name}"
-        ) from error
+        )
     try:
         for written in (target, *others):
             _remove_halves(_follow_links(written, name))
         yield
     finally:
-        # Before the release: who opens the file afterwards finds another one, and takes that.
-        held.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if os.name == "nt":  # where a file that is open cannot be removed
+                lock.release()
+            held.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire_lock(path: Path) -> FileLock | None:
+    """The lock of a file that may vanish at any moment; None if another process holds it.
+
+    Who ends removes the file while it holds the lock. Who had opened it before then locks a file
+    without a name, which would keep nobody out.
+    """
+    while True:
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        if path.exists():
+            return lock
         lock.release()
 
 
@@ -127,7 +144,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            with contextlib.suppress(OSError):  # some file systems have no permissions
+                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
     except OSError as error:
         # The message would name a file that nobody knows.
@@ -177,6 +195,19 @@ def _name_half() -> str:
     return f".{os.getpid()}-{threading.get_ident()}{_HALF}"
 
 
+def _is_alive(process: int) -> bool:
+    """Whether there is such a process on this machine; where asking would end it, there is."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _name_beside(target: Path, ending: str) -> Path:
     """A hidden file in the same folder, whose name is never too long and another's never equals."""
     encoded = os.fsencode(target.name)
@@ -185,10 +216,12 @@ def _name_beside(target: Path, ending: str) -> Path:
 
 
 def _remove_halves(target: Path) -> None:
-    """Remove what was not completely written of a file, or of any file in a folder."""
+    """Remove what dead processes have not completely written of a file, or of those in a folder."""
     beside = glob.escape(_name_beside(target, "").name)
     folder, pattern = target.parent, f"{beside}.*{_HALF}"
     if target.is_dir():
         folder, pattern = target, f".*{_HALF}"
     for half in folder.glob(pattern):
-        half.unlink(missing_ok=True)
+        process = half.name.removesuffix(_HALF).rpartition(".")[2].partition("-")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            half.unlink(missing_ok=True)

@@ -104,13 +104,13 @@ def blame_file(
         kind: Class of the error.
 
     Raises:
-        FileError: If anything is raised inside. FileNotFoundError stays, and an error of the class
-            that names this file already.
+        FileError: If anything is raised inside. FileNotFoundError and ImportError stay, and an
+            error of the class that names this file already.
     """
     ending = f"; {advice}" if advice else ""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ImportError):
         raise
     except Exception as error:
         if isinstance(error, FileError) and error.path == str(path):
@@ -305,13 +305,13 @@ def _check_directory(file: IO[bytes], size: int) -> None:
     place = end.rfind(b"PK\x05\x06")
     if place < 0:
         raise zipfile.BadZipFile("File is not a zip file")
-    # Files of more than 4 GiB state it in another record, which comes before this one.
-    wide = end.rfind(b"PK\x06\x06", 0, place)
     fields = [end[place + 12 : place + 16].ljust(4, b"\xff")]
-    if wide >= 0:
+    # Files of more than 4 GiB state it in another record, whose place stands right before this one.
+    if end[max(0, place - 20) : place].startswith(b"PK\x06\x07"):
+        wide = end.rfind(b"PK\x06\x06", 0, place)
+        if wide < 0:
+            raise zipfile.BadZipFile("the record of a large zip file is missing")
         fields.append(end[wide + 40 : wide + 48].ljust(8, b"\xff"))
-    elif end.rfind(b"PK\x06\x07", max(0, place - 20), place) >= 0:
-        raise zipfile.BadZipFile("the record of a large zip file is missing")
     largest = max(int.from_bytes(field, "little") for field in fields)
     if largest > _LARGEST_DIRECTORY:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -82,8 +83,9 @@ def state_what_is_kept(work: str, kept: str) -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        ended = str(stopped) or f"{work} stopped by {stopped.name}"
-        message = f"{ended}; {kept}, from where the same command or call goes on"
+        message = f"{stopped}; {kept}"
+        if not str(stopped):
+            message = f"{work} stopped by {stopped.name}; {kept}: the same command or call goes on"
         raise Stopped(stopped.number, message) from stopped
 
 
@@ -95,16 +97,27 @@ def _handle_signals(handler: Any) -> Iterator[Any]:
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def restore() -> None:
-        for number, held in before.items():
-            # A handler that Python did not install is None, and cannot be put back by it.
-            if held is not None:
-                signal.signal(number, held)
+    # Who has switched a signal off, as nohup and shells do for background work, wants none of it;
+    # and a handler that Python did not install (None) could not be put back.
+    handled = {
+        number: held for number, held in before.items() if held not in (None, signal.SIG_IGN)
+    }
+    process = os.getpid()
 
-    # Who has switched a signal off, as nohup and shells do for background work, wants none of it.
-    for number, held in before.items():
-        if held is not signal.SIG_IGN:
-            signal.signal(number, handler)
+    def restore() -> None:
+        for number, held in handled.items():
+            signal.signal(number, held)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            handler(number, frame)
+            return
+        # A forked child inherits the handler, but not the work; it ends as children do.
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    for number in handled:
+        signal.signal(number, handle)
     try:
         yield restore
     finally:

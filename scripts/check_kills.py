@@ -87,7 +87,8 @@ def _check(command: list[str], folder: Path, kills: int, rng: random.Random) -> 
     """Run a command undisturbed and with kills, and compare."""
     whole, killed = folder / "whole", folder / "killed"
     begin = time.monotonic()
-    _start(command, whole).wait()
+    if _start(command, whole).wait():
+        raise SystemExit(f"{' '.join(command)} fails: {(whole / 'log').read_text()[-2000:]}")
     seconds = time.monotonic() - begin
     expected = _read_folder(whole / "out")
     done, longest, differences = 0, 0.0, []
@@ -107,7 +108,7 @@ def _check(command: list[str], folder: Path, kills: int, rng: random.Random) -> 
                 longest = max(longest, time.time() - max(begun, _find_newest(killed / "out")))
                 continue
             if code:
-                differences.append(f"ended with status {code}")
+                raise SystemExit(f"{' '.join(command)} failed after a kill; see {killed / 'log'}")
             break
         differences += _compare(expected, _read_folder(killed / "out"))
     for difference in differences:

@@ -1,11 +1,13 @@
-"""Signals: noted while work can be saved, raised elsewhere, and never lost."""
+"""Signals: noted while work can be saved, and raised elsewhere."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -60,9 +62,9 @@ def test_it_says_what_was_stopped_and_what_is_kept() -> None:
         with state_what_is_kept("labels", "files are in x"):
             raise error
 
-    with pytest.raises(Stopped, match=r"^labels stopped by SIGTERM; files are in x, from where"):
+    with pytest.raises(Stopped, match=r"^labels stopped by SIGTERM; files are in x: the same"):
         stop(Stopped(signal.SIGTERM))
-    with pytest.raises(Stopped, match=r"^training stopped; files are in x, from where"):
+    with pytest.raises(Stopped, match=r"^training stopped; files are in x$"):
         stop(Stopped(signal.SIGTERM, "training stopped"))
     with pytest.raises(KeyboardInterrupt) as caught:
         stop(KeyboardInterrupt())
@@ -92,3 +94,21 @@ def test_other_threads_have_no_signals_to_handle() -> None:
     thread.start()
     thread.join()
     assert noted == [None]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
+@pytest.mark.parametrize("handle", [watch_signals, raise_on_signals])
+def test_a_forked_child_ends_by_the_signal(handle: Callable[[], Any]) -> None:
+    ready, tell = os.pipe()
+    with handle():
+        child = os.fork()
+        if child == 0:
+            os.write(tell, b"!")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(ready, 1) == b"!"
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    for end in (ready, tell):
+        os.close(end)
+    assert os.WTERMSIG(status) == signal.SIGTERM

@@ -28,6 +28,7 @@ from isac_gym.cli.options import (
 from isac_gym.files import check_output_file, check_output_folder, lock_output
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
 from isac_gym.registry import AGENTS
+from isac_gym.stopping import state_what_is_kept
 
 __all__ = ["evaluate", "labels", "train"]
 
@@ -95,7 +96,8 @@ def train(
         parameter.kind is parameter.VAR_KEYWORD
         for parameter in inspect.signature(agent.save).parameters.values()
     )
-    with lock_output(output, best):
+    told = state_what_is_kept("training", f"what was saved of it is in {checkpoint}")
+    with lock_output(output, best), told:
         prepared.train(
             progress_bar=True,
             callback=callback,

@@ -20,7 +20,9 @@ from isac_gym.evaluation.judging import evaluate
 from isac_gym.evaluation.table import Row, Table
 from isac_gym.experiments.base import Experiment, Point, Workspace, setting
 from isac_gym.experiments.style import MARKERS, make_figure, make_palette, style_axes
+from isac_gym.files import OutputInUseError
 from isac_gym.learning.trainer import TrainingError
+from isac_gym.reading import FileError
 from isac_gym.registry import AGENTS, register_experiment
 from isac_gym.system.constraints import Constraint
 
@@ -132,8 +134,8 @@ class Compare(Experiment):
                 prepared.train(
                     progress_bar=workspace.report is not None, **workspace.keep_training(name)
                 )
-            except OSError:  # of the folder, not of the agent
-                raise
+            except (OSError, ImportError, FileError, OutputInUseError):
+                raise  # of the folder or the installation, not of the agent
             except (TypeError, ValueError, TrainingError) as error:
                 raise AgentValueError(f"agent {name!r} cannot be trained: {error}") from error
             except Exception as error:

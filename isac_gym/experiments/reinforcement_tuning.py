@@ -171,10 +171,7 @@ class ReinforcementTuning(Experiment):
         held = make(**settings)
         of_block = count_passes(self.algorithm, held.settings) * held.weights + BLOCK_WORK
         agent = make(**settings, timesteps=max(1, round(1e9 * self.work / of_block)))
-        kept = workspace.keep_training(f"trial-{number}")
-        agent.learn(**kept)
-        if kept["checkpoint"] is not None:
-            kept["checkpoint"].unlink(missing_ok=True)
+        agent.learn(**workspace.keep_training(f"trial-{number}"))
         result = evaluate(agent, self.env, self._blocks, name=self.algorithm)
         system = agent.inner
         excess = {

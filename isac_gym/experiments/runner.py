@@ -89,7 +89,7 @@ def run_experiment(
         computed.require_table(experiment)
         with _blame_rows(experiment, unfinished / _ROWS) if computed.goes_on else nullcontext():
             table = computed.tabulate(experiment)
-            figure = experiment.draw(table)
+        figure = experiment.draw(table)
         as_json, as_csv, as_png = written
         table.to_csv(as_csv)
         table.to_json(as_json)

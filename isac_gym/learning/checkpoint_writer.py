@@ -87,3 +87,5 @@ def write_checkpoints(path: str | Path | None, seconds: float) -> Iterator[Check
     path = Path(path)
     with lock_output(path, name="checkpoint"), watch_signals() as watch:
         yield CheckpointWriter(path, seconds, watch)
+        if watch.number is not None:  # it came when there was nothing left to save
+            raise Stopped(watch.number)

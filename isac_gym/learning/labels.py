@@ -138,7 +138,6 @@ def generate_labels(
         "version": __version__,
     }
     told = state_what_is_kept("labels", f"finished files are kept in {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
     with lock_output(folder), told:
         _check_held(folder, manifest, count, extend)
         write_atomically(folder / MANIFEST_NAME, _as_json({**manifest, "count": count}))

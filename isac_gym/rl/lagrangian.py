@@ -189,13 +189,13 @@ class Lagrangian(BaseAlgorithm):
         path = None if checkpoint is None else Path(checkpoint)
         self.seconds, self._begin = 0.0, time.perf_counter()
         self._told_identity = json.loads(json.dumps(dict(identity or {})))
-        if path is not None and path.exists():
-            self._resume(path)
-            total_timesteps = max(0, total_timesteps - self.num_timesteps)
-            reset_num_timesteps = False
-        first = self._num_rollouts
         try:
             with write_checkpoints(path, checkpoint_seconds) as writer:
+                if path is not None and path.exists():
+                    self._resume(path)
+                    total_timesteps = max(0, total_timesteps - self.num_timesteps)
+                    reset_num_timesteps = False
+                first = self._num_rollouts
                 self._checkpoint = (writer, interval)
                 super().learn(  # type: ignore[safe-super]
                     total_timesteps,

@@ -279,6 +279,7 @@ def test_bad_input_is_named(
         make_agent(name, make(**changes), **{**QUICK, **options})
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", ["ppo", "sac-lagrangian"])
 def test_a_training_that_diverges_says_so(name: str) -> None:
     agent = make_agent(

@@ -93,7 +93,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> Non
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert [each.name for each in tmp_path.glob("[!.]*")] == [path.name]
 
     np.random.seed(1234)  # noqa: NPY002
     torch.manual_seed(1234)
