@@ -18,7 +18,7 @@ from torch import Tensor
 from isac_gym.channels import ChannelModel
 from isac_gym.learning.calibration import calibrate_price
 from isac_gym.learning.checkpoint import check_checkpoint
-from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS
+from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS, check_seconds
 from isac_gym.learning.conditions import ConditionGrid, Conditions
 from isac_gym.learning.config import PRESETS, AgentConfig
 from isac_gym.learning.losses import TrainingLoss
@@ -239,6 +239,7 @@ class LearningAgent(SystemPolicy):
             ImportError: If TensorBoard is asked for and not installed.
             ValueError: If the settings ask for a range that scenario or network do not allow.
         """
+        check_seconds(checkpoint_seconds)
         self._check_ranges()
         begin = time.perf_counter()
         config = self.config

@@ -13,7 +13,7 @@ from isac_gym.files import lock_output
 from isac_gym.stopping import SignalWatch, Stopped, watch_signals
 from isac_gym.validation import check_real
 
-__all__ = ["DEFAULT_SECONDS", "CheckpointWriter", "write_checkpoints"]
+__all__ = ["DEFAULT_SECONDS", "CheckpointWriter", "check_seconds", "write_checkpoints"]
 
 DEFAULT_SECONDS: Final = 20.0
 """Time of a training that may be lost when it is killed, in s."""
@@ -58,13 +58,23 @@ class CheckpointWriter:
             if number is None:
                 warnings.warn(
                     f"{self.path}: the checkpoint could not be written ({error}); the training "
-                    "goes on, and tries again later",
+                    "goes on, and writes it when it is due again",
                     stacklevel=2,
                 )
         self._last = time.monotonic()
         if number is not None:
             stopped = Stopped(number)
             raise Stopped(number, f"training stopped by {stopped.name} {progress}; {kept}")
+
+
+def check_seconds(seconds: object) -> float:
+    """Check a time between two savings.
+
+    Raises:
+        ValueError: If it is no finite number > 0.
+    """
+    allowed = "a finite number > 0"
+    return check_real("checkpoint_seconds", seconds, allowed, lambda value: value > 0)
 
 
 @contextlib.contextmanager
@@ -79,8 +89,7 @@ def write_checkpoints(path: str | Path | None, seconds: float) -> Iterator[Check
         OutputInUseError: If another run writes to the file.
         ValueError: If the time is not allowed.
     """
-    allowed = "a finite number > 0"
-    seconds = check_real("checkpoint_seconds", seconds, allowed, lambda value: value > 0)
+    seconds = check_seconds(seconds)
     if path is None:
         yield CheckpointWriter(None, seconds, SignalWatch())
         return

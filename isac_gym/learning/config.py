@@ -121,12 +121,13 @@ class AgentConfig:
         for name in ("warmup_iterations", "calibration_channels"):
             put(name, check_integer(name, getattr(self, name), 0))
         for name in _POSITIVE:
-            put(name, _check_number(name, getattr(self, name), "a finite number > 0"))
+            put(name, _check_positive(name, getattr(self, name)))
         for name in ("dual_gain", "initial_multiplier"):
-            put(name, _check_number(name, getattr(self, name), "a finite number >= 0"))
+            put(name, _check_at_least_0(name, getattr(self, name)))
         for name in _OPTIONAL:
             if getattr(self, name) is not None:
-                put(name, _check_number(name, getattr(self, name), "None or a finite number >= 0"))
+                allowed = "None or a finite number >= 0"
+                put(name, _check_at_least_0(name, getattr(self, name), allowed))
         if self.gradient_clip == 0:
             raise not_allowed("gradient_clip", self.gradient_clip, "None or a finite number > 0")
         if self.dual_rule == "augmented" and self.dual_gain == 0:
@@ -162,9 +163,12 @@ class AgentConfig:
         return plain
 
 
-def _check_number(name: str, value: object, allowed: str) -> float:
-    is_positive = allowed.endswith("> 0")
-    return check_real(name, value, allowed, lambda x: x > 0 or (x == 0 and not is_positive), _MOST)
+def _check_positive(name: str, value: object) -> float:
+    return check_real(name, value, "a finite number > 0", lambda x: x > 0, _MOST)
+
+
+def _check_at_least_0(name: str, value: object, allowed: str = "a finite number >= 0") -> float:
+    return check_real(name, value, allowed, lambda x: x >= 0, _MOST)
 
 
 def _is_spread(value: float) -> bool:

@@ -22,7 +22,6 @@ import numpy.typing as npt
 from isac_gym import __version__
 from isac_gym.channels.base import Complex
 from isac_gym.files import check_output_folder, lock_output, write_atomically
-from isac_gym.learning.saving import check_sizes
 from isac_gym.policy import Policy
 from isac_gym.reading import (
     FileError,
@@ -220,7 +219,6 @@ def load_labels(folder: str | Path) -> Labels:
     count, size = manifest["count"], manifest["shard_size"]
     with blame_file(folder / MANIFEST_NAME, _NO_MANIFEST):
         scenario = Scenario.from_dict(manifest["scenario"])
-        check_sizes(scenario)
         codec = Codec(scenario)
     parts = []
     for index in range(math.ceil(count / size)):

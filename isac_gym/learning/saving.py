@@ -37,7 +37,7 @@ from isac_gym.system.constraints import find_priced
 if TYPE_CHECKING:
     from isac_gym.learning.agent import LearningAgent
 
-__all__ = ["check_sizes", "check_work", "load_agent_of", "save_agent"]
+__all__ = ["check_work", "load_agent_of", "save_agent"]
 
 _Agent = TypeVar("_Agent", bound="LearningAgent")
 
@@ -55,8 +55,6 @@ _ADDED_FIELDS: Final = {"gain_range", "price_spread", "more_cells"}
 """Settings that files of the same format need not have, because they came later."""
 _TRAINING: Final = ("channels_seen", "training_seconds")
 """What files of the same format need not say of the training."""
-_LARGEST_SIZE: Final = 1024
-"""Of a scenario in a file: what is made of it grows with the square and more."""
 _LARGEST_ARRAY: Final = 64
 """Radar antennas whose best beampattern is found because a file says so."""
 _LARGEST_CHANNEL: Final = 2**22
@@ -109,17 +107,6 @@ def save_agent(agent: LearningAgent, path: str | Path, notes: Mapping[str, str])
     write_archive(path, meta, tensors)
 
 
-def check_sizes(scenario: Scenario) -> None:
-    """Check the dimensions of a scenario from a file, before anything of their size is made.
-
-    Raises:
-        ValueError: If one of them is too large.
-    """
-    sizes = ("num_users", "num_comm_antennas", "num_radar_antennas", "num_cells")
-    if max(getattr(scenario, name) for name in sizes) > _LARGEST_SIZE:
-        raise ValueError(f"no number of users, antennas or cells may exceed {_LARGEST_SIZE}")
-
-
 def check_work(scenario: Scenario) -> None:
     """Check that what is made of a scenario from a file takes seconds, not minutes and gigabytes.
 
@@ -128,7 +115,6 @@ def check_work(scenario: Scenario) -> None:
     Raises:
         ValueError: If it takes more.
     """
-    check_sizes(scenario)
     antennas, users = scenario.num_radar_antennas, scenario.num_users
     designs = len(set(scenario.targets_by_cell)) * antennas**2
     channel = 2 * scenario.num_cells**2 * users * scenario.num_antennas
@@ -176,7 +162,6 @@ class _Saved:
         if set(held.options) != set(kind.saved_options):
             raise ValueError(f"options must be {sorted(kind.saved_options)}")
         scenario = Scenario.from_dict(held.scenario)
-        check_sizes(scenario)
         weights = select_prefix(archive.shapes, "network.")
         # No module is imported because a file names it.
         if config.architecture not in NETWORKS.entries():

@@ -110,7 +110,7 @@ def test_a_full_disk_is_a_warning_and_the_training_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(archive, "write_atomically", write_sometimes)
-    with pytest.warns(UserWarning, match=r"run\.zip: .*No space left.*goes on, and tries again"):
+    with pytest.warns(UserWarning, match=r"run\.zip: .*No space left.*goes on, and writes it when"):
         found = train_with(kind, tmp_path / "run.zip", checkpoint_seconds=1e-9)
     assert len(written) > 5
     monkeypatch.undo()
