@@ -279,7 +279,7 @@ class ReinforcementCurves(Conditioned):
         front.locator_params(axis="x", nbins=5)
         figure.suptitle(
             f"{self.channels} channels, seed {self.evaluation_seed}; thin lines: "
-            f"{self.seeds} seeds, thick ones: their median",
+            f"{self.seeds} seed{'s' * (self.seeds > 1)}, thick ones: their median",
             fontsize="medium",
         )
         return figure
