@@ -71,24 +71,27 @@ def check_output_folder(path: str | Path, name: str = "output") -> None:
 
 
 @contextlib.contextmanager
-def lock_output(path: str | Path, *others: str | Path, name: str = "output") -> Iterator[None]:
+def lock_output(
+    path: str | Path, *others: str | Path, is_folder: bool = False, name: str = "output"
+) -> Iterator[None]:
     """Keep other runs from writing to a file, or into a folder, for as long as this one does.
 
-    The lock is a file beside the output, and the operating system's, so that a run that was killed
-    holds none unless a child of its is still alive. Halves of files that such a run left are
-    removed.
+    The lock is a file beside the output, or in the folder, and the operating system's, so that a
+    run that was killed holds none unless a child of its is still alive. Halves of files that such a
+    run left are removed.
 
     Args:
         path: File or folder.
         *others: Further files that the same run writes, or folders that it writes into.
+        is_folder: Whether the path is a folder, which is made.
         name: What the path is called in messages.
 
     Raises:
         OutputInUseError: If another run holds it.
     """
     target = _follow_links(path, name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    held = _name_beside(target, _LOCK)
+    held = target / _LOCK if is_folder else _name_beside(target, _LOCK)
+    held.parent.mkdir(parents=True, exist_ok=True)
     lock = _acquire_lock(held)
     if lock is None:
         raise OutputInUseError(

@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(
 HOLDER = """
 import sys, time
 from isac_gym.files import lock_output
-with lock_output(sys.argv[1]):
+with lock_output(sys.argv[1], is_folder=eval(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -178,24 +178,24 @@ with lock_output(sys.argv[1]):
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_two_runs_do_not_write_to_one_place(tmp_path: Path, is_folder: bool) -> None:
     path = tmp_path / "results"
-    if is_folder:
-        path.mkdir()
-    command = [sys.executable, "-c", HOLDER, str(path)]
+    command = [sys.executable, "-c", HOLDER, str(path), str(is_folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
             named = pytest.raises(OutputInUseError, match="results: another run writes there")
-            with named, lock_output(path):
+            with named, lock_output(path, is_folder=is_folder):
                 pass
-            with lock_output(tmp_path / "other results"):
+            with lock_output(tmp_path / "other results", is_folder=is_folder):
                 pass
         finally:
             holder.kill()
     # A process that was killed holds nothing, and what it left is gone in the end.
-    with lock_output(path), pytest.raises(OutputInUseError), lock_output(path):
+    first, second = (lock_output(path, is_folder=is_folder) for _ in range(2))
+    with first, pytest.raises(OutputInUseError), second:
         pass
-    assert list_names(tmp_path) == (["results"] if is_folder else [])
+    assert list_names(tmp_path) == (["other results", "results"] if is_folder else [])
+    assert not is_folder or list_names(path) == []
 
 
 HALF = """

@@ -137,7 +137,7 @@ def generate_labels(
         "version": __version__,
     }
     told = state_what_is_kept("labels", f"finished files are kept in {folder}")
-    with lock_output(folder), told:
+    with lock_output(folder, is_folder=True), told:
         _check_held(folder, manifest, count, extend)
         write_atomically(folder / MANIFEST_NAME, _as_json({**manifest, "count": count}))
         for index in range(math.ceil(count / shard_size)):

@@ -84,8 +84,8 @@ def test_labels_that_failed_do_not_block_their_folder(folder: Path) -> None:
 
 
 def test_a_second_run_of_one_output_says_so(folder: Path) -> None:
-    (folder / "labels").mkdir()
-    with lock_output("agent.zip"), lock_output("out/compare.json"), lock_output("labels"):
+    labels = lock_output("labels", is_folder=True)
+    with lock_output("agent.zip"), lock_output("out/compare.json"), labels:
         failed(run(*TRAIN, "-o", "agent.zip"), "agent.zip: another run writes there")
         failed(run(*MRT_ONLY, *SET, "-o", "out"), "compare.json: another run writes there")
         failed(run(*LABELS, *SET), "labels: another run writes there")
