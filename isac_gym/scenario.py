@@ -50,7 +50,7 @@ LARGEST_SIZE: Final = 1024
 _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "antenna_spacing": (1e-9, 1e3),
     "comm_power": (1e-6, 1e6),
-    "radar_power": (1e-6, 1e6),
+    "radar_power": (1e-9, 1e6),
     "sensing_threshold": (1e-9, 1e24),
     "pattern_scale": (1e-9, 1e9),
     "csi_error_variance": (0.0, 1e6),
@@ -100,7 +100,7 @@ class Scenario:
         beam_width_deg: Width of the desired beam around each target, in degrees. A beam that
             falls between two directions of the 1-degree grid is an error.
         comm_power: Communication power budget P_C of a station, in W [1e-6, 1e6].
-        radar_power: Radar power P_R of a station, in W [1e-6, 1e6], split evenly over its radar
+        radar_power: Radar power P_R of a station, in W [1e-9, 1e6], split evenly over its radar
             antennas.
         snr_db: P_C / N0 in dB [-100, 100]; defines the noise power N0. With a layout that has
             distances it is the SNR at the edge of a cell (at ``cell_radius``) without shadowing.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 # Each size of array takes ten seconds to compile. The tests of what is compiled ask for it, and
 # establish that it computes what tensors do.
 os.environ.setdefault("ISAC_GYM_COMPILED", "pairs")
+
+# Shells switch it off for what they run in the background; children inherit that, and the package
+# leaves a signal alone that is switched off.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Test workers whose torch threads compete for the cores are many times slower.
 torch.set_num_threads(1)

@@ -183,7 +183,7 @@ BEYOND: list[tuple[str, Any, str]] = [
     ("episode_length", 2**63, "an integer >= 1 and <= 2^63 - 1"),
     ("comm_power", 1e39, "in [1e-06, 1e+06]"),
     ("comm_power", 9e-7, "in [1e-06, 1e+06]"),
-    ("radar_power", 1e20, "in [1e-06, 1e+06]"),
+    ("radar_power", 1e20, "in [1e-09, 1e+06]"),
     ("intercell_gain", 1e100, "0 or in [1e-12, 1e+06]"),
     ("intercell_gain", 1e-300, "0 or in [1e-12, 1e+06]"),
     ("antenna_spacing", 1e300, "in [1e-09, 1000]"),

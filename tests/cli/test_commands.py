@@ -461,4 +461,4 @@ def test_a_damaged_file_ends_in_an_error_that_names_it(
     else:
         PrimalDual(make(), "paper").save(path)
         path.write_bytes(ANY_FILE[damage](path.read_bytes()))
-    failed(run(*command), "error:", f"{name}: ")
+    failed(run(*command), "error:", name)

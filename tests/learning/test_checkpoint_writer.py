@@ -142,10 +142,13 @@ def test_a_checkpoint_that_cannot_be_saved_before_the_end_is_said(tmp_path: Path
     def fail(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    with write_checkpoints(tmp_path / "run.zip", 20.0) as writer:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match=r"could not be saved .*No space left"):
+    def stop() -> None:
+        with write_checkpoints(tmp_path / "run.zip", 20.0) as writer:
+            os.kill(os.getpid(), signal.SIGTERM)
             writer.attend(fail, is_due=False, progress="at iteration 1")
+
+    with pytest.raises(Stopped, match=r"could not be saved .*No space left"):
+        stop()
 
 
 def test_a_signal_that_comes_when_all_is_saved_still_ends_the_process(tmp_path: Path) -> None:
