@@ -401,6 +401,7 @@ class Reinforcement(SystemPolicy):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or foreign, or of a scenario with other dimensions.
         """
+        choose_device(device)  # a device that does not exist is no fault of the file
         problem = "saved for another scenario, or damaged"
         with open_archive(path, cls.kind, SavedReinforcement, problem=problem) as archive:
             held = archive.held

@@ -33,6 +33,7 @@ from isac_gym.reading import (
 from isac_gym.registry import CHANNELS, CONSTRAINTS, NETWORKS
 from isac_gym.scenario import Scenario
 from isac_gym.system.constraints import find_priced
+from isac_gym.system.downlink import choose_device
 
 if TYPE_CHECKING:
     from isac_gym.learning.agent import LearningAgent
@@ -210,6 +211,7 @@ def load_agent_of(
 ) -> _Agent:
     """Load an agent of a class; arguments and errors are those of :meth:`LearningAgent.load`."""
     path = find_pretrained(path)
+    choose_device(device)  # a device that does not exist is no fault of the file
     problem = f"not a saved {kind.kind}, or damaged"
     with open_archive(path, kind.kind, SavedAgent, problem=problem) as archive:
         saved = _Saved.read(kind, archive)

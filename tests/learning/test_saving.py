@@ -435,3 +435,8 @@ def test_a_price_of_another_shape_is_refused(tmp_path: Path) -> None:
     changed_tensors(lambda t: t.update({"calibrated": torch.ones(2)}))(parts)
     with pytest.raises(ValueError, match=r"changed\.zip: damaged"):
         PrimalDual.load(pack(tmp_path / "changed.zip", parts), make())
+
+
+def test_a_device_that_does_not_exist_is_no_fault_of_the_file(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"^device must be"):
+        PrimalDual.load(saved, device="nonsense")
