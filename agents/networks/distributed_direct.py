@@ -270,7 +270,9 @@ def _check_widths(options: Mapping[str, Any], weights: Mapping[str, Tensor], pre
     for name, size in expected.items():
         found, columns = weights[f"{prefix}{name}.weight"].shape
         body, _, layer = name.rpartition(".")
-        if int(layer) and columns != expected[f"{body}.{int(layer) - 1}"]:
+        # The widths before are not known where they are the scenario's.
+        before = expected.get(f"{body}.{int(layer) - 1}", columns)
+        if int(layer) and columns != before:
             raise ValueError(f"hidden_sizes {given} are not the file's")
         if found != size:
             raise ValueError(f"{name} must have {size} outputs as {dict(options)} say, got {found}")
