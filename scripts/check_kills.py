@@ -51,7 +51,7 @@ SMALL_COMMANDS: Final = {
         *("-a", "batch_size=8", "--checkpoint-seconds", "0.5"),
     ],
 }
-_TIMES: Final = ("seconds", "created", "command", "versions")
+_TIMES: Final = ("seconds", "s to", "s before", "created", "command")
 """Parts of names of what differs from run to run."""
 
 
