@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import msgspec
 import torch
 from torch import Tensor
 
 from isac_gym.channels import ChannelModel, HeldChannels
 from isac_gym.envs.sb3 import make_sb3_env
-from isac_gym.envs.single import ISACEnv
 from isac_gym.envs.wrappers.vector import PenalisedReward
 from isac_gym.learning.archive import (
     check_finite,
@@ -26,13 +24,12 @@ from isac_gym.learning.archive import (
 )
 from isac_gym.learning.checkpoint_writer import DEFAULT_SECONDS, write_checkpoints
 from isac_gym.learning.progress import Callback, TrainingProgress, report_progress
-from isac_gym.learning.saving import check_work
 from isac_gym.learning.trainer import TrainingError, find_infinite
 from isac_gym.policy import SystemPolicy, Translation
-from isac_gym.reading import Count, Seconds, check_counts
 from isac_gym.registry import CHANNELS, CONSTRAINTS, register_agent
 from isac_gym.rl.keeping import learn_with_checkpoint
 from isac_gym.rl.making import make_model
+from isac_gym.rl.saving import SavedReinforcement, check_sizes, make_saved_env
 from isac_gym.rl.settings import ALGORITHMS, find_settings, holds_channels, is_on_policy
 from isac_gym.rl.state import copy_tensor
 from isac_gym.rl.watching import DeviationSchedule, RolloutWatcher
@@ -43,25 +40,6 @@ from isac_gym.validation import check_integer, not_allowed
 __all__ = ["Reinforcement"]
 
 _Self = TypeVar("_Self", bound="Reinforcement")
-
-_LARGEST_ROLLOUT: Final = 2**20
-"""Blocks of a rollout or a batch in a file, for which there is memory when the agent is made."""
-
-
-class SavedReinforcement(msgspec.Struct):
-    """The description of an agent in a file."""
-
-    algorithm: str
-    control: str
-    observation: str
-    agent_seed: Count
-    settings: dict[str, Any]
-    scenario: dict[str, Any]
-    channel_model: dict[str, Any]
-    chosen_constraints: list[dict[str, Any]]
-    multipliers: dict[str, dict[str, float | None]]
-    channels_seen: Count | None
-    training_seconds: Seconds | None
 
 
 @register_agent(
@@ -405,9 +383,9 @@ class Reinforcement(SystemPolicy):
         problem = "saved for another scenario, or damaged"
         with open_archive(path, cls.kind, SavedReinforcement, problem=problem) as archive:
             held = archive.held
-            _check_sizes(held, archive.shapes)
+            check_sizes(held, archive.shapes)
             if env is None:
-                env = _make_saved_env(held)
+                env = make_saved_env(held)
             agent = cls(
                 env,
                 held.algorithm,
@@ -475,28 +453,3 @@ def _choose_spaces(scenario: Scenario, control: str | None, observation: str | N
     if observation is None:
         observation = "features" if chosen.needs_no_phases else "channels"
     return chosen.replace(observation=observation)
-
-
-def _check_sizes(held: SavedReinforcement, shapes: Mapping[str, Tensor]) -> None:
-    """Check settings from a file against its tensors, before networks of their size are made."""
-    for name in ("settings", "scenario"):
-        check_counts(getattr(held, name), name)
-    settings = find_settings(held.algorithm, held.control, **held.settings)
-    numbers = sum(value.numel() for value in shapes.values())
-    if settings.width**2 > max(numbers, 1):
-        raise ValueError(f"width must fit {numbers} weights, got {settings.width}")
-    for name in ("rounds", "rollout_length", "batch_size"):
-        most = len(shapes) if name == "rounds" else _LARGEST_ROLLOUT
-        if getattr(settings, name) > most:
-            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
-
-
-def _make_saved_env(held: SavedReinforcement) -> Any:
-    """An environment like that which an agent was saved for."""
-    scenario = Scenario.from_dict(held.scenario)
-    check_work(scenario)
-    return ISACEnv(
-        scenario,
-        channel_model=CHANNELS.restore(held.channel_model),
-        constraints=[CONSTRAINTS.restore(each) for each in held.chosen_constraints],
-    )

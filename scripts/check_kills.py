@@ -5,8 +5,9 @@
 
 A command is run once to its end. Then it is started again and again in another folder and killed
 (SIGKILL) after a random time, until one start ends by itself. What it has written must be the same,
-but for times; no moment of a kill may be later than ``--lost`` seconds after the last file was
-written or the work began; and nothing may be left behind.
+but for times (pictures and CSV hold what the JSON files do, and are not compared); no kill may come
+later than ``--lost`` seconds after the last file was written or the work began; and nothing may be
+left behind.
 """
 
 from __future__ import annotations

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-import reprlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from isac_gym.policy import Policy
 from isac_gym.system.codec import check_action
+from isac_gym.system.downlink import Outcome
+from isac_gym.system.simulation import Simulation
+from isac_gym.validation import check_flag, check_integer, check_real, show_value
 
 if TYPE_CHECKING:
     from isac_gym.evaluation.table import Table
 
 __all__ = [
+    "Acted",
     "AgentError",
     "AgentTypeError",
     "AgentValueError",
+    "act_on_blocks",
     "ask_agent",
     "check_answer",
     "join_failures",
@@ -77,7 +82,7 @@ def ask_agent(
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         raise AgentTypeError(
             f"agent {name!r}: predict must return an action and a state{what}, got "
-            f"{reprlib.repr(answer)}"
+            f"{show_value(answer)}"
         )
     action, state = answer
     return action, state
@@ -111,6 +116,56 @@ def check_answer(
         raise AgentTypeError(f"{agent}: action must be an array ({error})") from error
 
 
+class Acted(NamedTuple):
+    """What an agent did on the current blocks of a simulation.
+
+    Attributes:
+        outcome: What came of it.
+        state: The agent's state for the next blocks.
+        seconds: How long ``predict`` took.
+    """
+
+    outcome: Outcome
+    state: Any
+    seconds: float
+
+
+def act_on_blocks(
+    agent: Policy,
+    simulation: Simulation,
+    name: str,
+    *,
+    state: Any,
+    is_first: bool,
+    deterministic: bool,
+) -> Acted:
+    """Let an agent act on the current blocks.
+
+    Args:
+        agent: The agent.
+        simulation: Holds n blocks.
+        name: Name of the agent, for messages.
+        state: The agent's state.
+        is_first: Whether the blocks are the first of their episodes.
+        deterministic: Passed on to ``predict``.
+
+    Raises:
+        AgentError: If ``predict`` raises, or does not return valid actions and a state.
+    """
+    observation = simulation.observe()
+    started = np.full(len(observation), is_first)
+    begin = time.perf_counter()
+    action, state = ask_agent(
+        agent, observation, name, state=state, episode_start=started, deterministic=deterministic
+    )
+    seconds = time.perf_counter() - begin
+    system = simulation.system
+    checked = check_answer(action, (len(observation), system.codec.action_size), name)
+    with torch.inference_mode():
+        outcome = simulation.apply(torch.from_numpy(checked).to(system.device))
+    return Acted(outcome, state, seconds)
+
+
 def read_truth(agent: Policy, attribute: str, name: str) -> bool:
     """An attribute of an agent that is true or false; false if there is none.
 
@@ -118,9 +173,8 @@ def read_truth(agent: Policy, attribute: str, name: str) -> bool:
         AgentError: If it is neither, or cannot be read.
     """
     found = _read_attribute(agent, attribute, name)
-    if found is None or isinstance(found, (bool, np.bool_)):
-        return bool(found)
-    raise _make_attribute_error(name, attribute, "True or False", found)
+    with _blame_attribute(name):
+        return found is not None and check_flag(attribute, found)
 
 
 def read_integer(agent: Policy, attribute: str, name: str) -> int | None:
@@ -130,11 +184,8 @@ def read_integer(agent: Policy, attribute: str, name: str) -> int | None:
         AgentError: If it is no integer >= 0, or cannot be read.
     """
     found = _read_attribute(agent, attribute, name)
-    if found is None:
-        return None
-    if isinstance(found, numbers.Integral) and not isinstance(found, bool) and int(found) >= 0:
-        return int(found)
-    raise _make_attribute_error(name, attribute, "an integer >= 0 or None", found)
+    with _blame_attribute(name):
+        return None if found is None else check_integer(attribute, found, 0)
 
 
 def read_real(agent: Policy, attribute: str, name: str) -> float | None:
@@ -146,13 +197,9 @@ def read_real(agent: Policy, attribute: str, name: str) -> float | None:
     found = _read_attribute(agent, attribute, name)
     if found is None:
         return None
-    if isinstance(found, numbers.Integral) and not isinstance(found, bool) and int(found) >= 0:
-        return int(found)  # whole bits stay whole
-    if isinstance(found, numbers.Real) and not isinstance(found, bool):
-        number = float(found)
-        if math.isfinite(number) and number >= 0.0:
-            return number
-    raise _make_attribute_error(name, attribute, "a finite number >= 0 or None", found)
+    with _blame_attribute(name):
+        number = check_real(attribute, found, "None or a finite number >= 0", lambda x: x >= 0)
+    return int(number) if number.is_integer() else number  # whole bits stay whole
 
 
 def join_failures(failures: Mapping[str, AgentError], results: Table | None) -> AgentError:
@@ -181,7 +228,10 @@ def _read_attribute(agent: Policy, attribute: str, name: str) -> Any:
         raise AgentError(f"agent {name!r} failed in {attribute}: {error!r}") from error
 
 
-def _make_attribute_error(name: str, attribute: str, allowed: str, found: Any) -> AgentError:
-    return AgentValueError(
-        f"agent {name!r}: {attribute} must be {allowed}, got {reprlib.repr(found)}"
-    )
+@contextmanager
+def _blame_attribute(name: str) -> Iterator[None]:
+    """Name the agent whose attribute is not what it may be."""
+    try:
+        yield
+    except ValueError as error:
+        raise AgentValueError(f"agent {name!r}: {error}") from error

@@ -14,6 +14,7 @@ import torch
 from isac_gym.evaluation.calling import (
     AgentError,
     AgentTypeError,
+    act_on_blocks,
     ask_agent,
     check_answer,
     read_integer,
@@ -169,23 +170,18 @@ def evaluate(
         state: Any = None
         for block in range(length):
             simulation.hold(blocks.channels[part, block], blocks.estimates[part, block])
-            observation = simulation.observe()
-            started = np.full(len(observation), block == 0)
             exchange, before = _read_exchange(agent)
-            begin = time.perf_counter()
-            action, state = ask_agent(
+            outcome, state, seconds = act_on_blocks(
                 agent,
-                observation,
+                simulation,
                 name,
                 state=state,
-                episode_start=started,
+                is_first=block == 0,
                 deterministic=deterministic,
             )
-            calls.append((time.perf_counter() - begin, len(observation)))
+            calls.append((seconds, len(simulation.channels)))
             current, after = _read_exchange(agent)
             moved += after - before if current is exchange else after
-            checked = check_answer(action, (len(observation), system.codec.action_size), name)
-            outcome = simulation.apply_checked(checked)[1]
             rates[part, block] = outcome.sum_rate.cpu().numpy()
             costs[part, block] = sum(value.cpu().numpy() for value in outcome.costs.values())
             for key, signed in outcome.constraints.items():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from isac_gym.agents.distributed import DistributedPrimalDual
 from isac_gym.agents.loading import digest_file, load_agent
-from isac_gym.evaluation.calling import ask_agent, check_answer
+from isac_gym.evaluation.calling import act_on_blocks
 from isac_gym.evaluation.channel_set import EvaluationSet
 from isac_gym.evaluation.statistics import mean_interval
 from isac_gym.experiments.base import Experiment, setting
@@ -100,18 +100,9 @@ def judge_stations(
         state: Any = None
         for block in range(length):
             simulation.hold(blocks.channels[part, block], blocks.estimates[part, block])
-            observation = simulation.observe()
-            started = np.full(len(observation), block == 0)
-            action, state = ask_agent(
-                agent,
-                observation,
-                name,
-                state=state,
-                episode_start=started,
-                deterministic=True,
+            outcome, state, _ = act_on_blocks(
+                agent, simulation, name, state=state, is_first=block == 0, deterministic=True
             )
-            checked = check_answer(action, (len(observation), system.codec.action_size), name)
-            outcome = simulation.apply_checked(checked)[1]
             rates[part, block] = outcome.rates.sum(-1).cpu().numpy()
             losses[part, block] = outcome.sensing.total.cpu().numpy()
             errors[part, block] = outcome.sensing.beampattern_error.cpu().numpy()

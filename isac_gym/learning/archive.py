@@ -208,9 +208,7 @@ def open_archive(
                     raise make_file_error(
                         FileError, path, f"{name} must be {wanted!r}, got {found!r}"
                     )
-        with blame_file(path, problem, **named):  # type: ignore[arg-type]
-            archive = Archive(meta, convert_json(meta, schema), entries)
-        yield archive
+        yield Archive(meta, convert_json(meta, schema), entries)
 
 
 def read_archive(path: str | Path, kind: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -175,12 +175,8 @@ def _train(
         optimiser.step()
         loss.update(value, iteration / settings.iterations)
         done = iteration + 1
-        broken = find_infinite({**dict(network.named_parameters()), **loss.state_dict()})
-        if broken is not None:
-            raise TrainingError(
-                f"training diverged at iteration {done}: {broken!r} is not finite after its step; "
-                f"{_name_last_good(checkpoint)}"
-            )
+        if done == settings.iterations:  # before, the next loss shows it
+            _require_finite(network, loss, done, checkpoint)
         go_on = True
         if callback is not None:
             progress = _make_progress(done, settings.iterations, value, loss, rate)
@@ -188,7 +184,7 @@ def _train(
         last = done == settings.iterations or not go_on
         if stuck == 0:
             save = functools.partial(
-                save_checkpoint, described=described, training=training, done=done, ended=last
+                _save_finite, described=described, training=training, done=done, ended=last
             )
             writer.attend(
                 save,
@@ -196,8 +192,33 @@ def _train(
                 progress=f"at iteration {done} of {settings.iterations}",
             )
         if not go_on:
+            _require_finite(network, loss, done, checkpoint)
             break
     return done
+
+
+def _save_finite(
+    path: Path, described: dict[str, Any], training: TrainingState, done: int, ended: bool
+) -> None:
+    """Write a checkpoint that a training can go on from; arguments as of its saving."""
+    _require_finite(training.network, training.loss, done, path)
+    save_checkpoint(path, described, training, done, ended)
+
+
+def _require_finite(
+    network: nn.Module, loss: TrainingLoss, done: int, checkpoint: Path | None
+) -> None:
+    """Check what the last step has made of weights and of the loss's state.
+
+    Raises:
+        TrainingError: If something is NaN or infinite.
+    """
+    broken = find_infinite({**dict(network.named_parameters()), **loss.state_dict()})
+    if broken is not None:
+        raise TrainingError(
+            f"training diverged at iteration {done}: {broken!r} is not finite after its step; "
+            f"{_name_last_good(checkpoint)}"
+        )
 
 
 def find_infinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -208,8 +229,8 @@ def find_infinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
-def _name_last_good(checkpoint: str | Path | None) -> str:
-    if checkpoint is not None and Path(checkpoint).exists():
+def _name_last_good(checkpoint: Path | None) -> str:
+    if checkpoint is not None and checkpoint.exists():
         return f"the last good checkpoint is {checkpoint}"
     return "none was saved"
 

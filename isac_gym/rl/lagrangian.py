@@ -362,11 +362,8 @@ class Lagrangian(BaseAlgorithm):
 
     def _resume(self, path: Path) -> None:
         with open_checkpoint(path, CHECKPOINT_KIND, self._identify(), SavedRun) as archive:
-            held = archive.held
-            parts, variables = self._list_parts(), self._list_variables()
-            check_state(parts, variables, held.optimisers, archive.shapes)
             self.set_state(archive.meta, archive.read_tensors())
-            self._begin -= held.seconds
+            self._begin -= archive.held.seconds
         # The environment of a new process has no state that the last observation belongs to.
         self._last_obs = None
 

@@ -25,6 +25,7 @@ from isac_gym.baselines.few_bits import FewBits
 from isac_gym.baselines.pricing import InterferencePricing
 from isac_gym.distributed import DistributedPolicy, Memory, Received, StationPolicy
 from isac_gym.evaluation import (
+    calling,
     compare,
     evaluate,
     evaluation_set,
@@ -324,7 +325,8 @@ def timed(
     **changes: Any,
 ) -> tuple[Timed, Any]:
     clock = Clock()
-    monkeypatch.setattr(judging, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    for module in (calling, judging):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     env = make(control="power", radar="fixed", **changes)
     agent = Timed(clock, duration)
     scenario, model = env.unwrapped.scenario, env.unwrapped.channel_model
